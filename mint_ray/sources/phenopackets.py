@@ -1,0 +1,171 @@
+"""Read cases from GA4GH Phenopackets, version 2 (https://phenopacket-schema.readthedocs.io)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.json_format import ParseDict, ParseError
+from phenopackets.schema.v2 import Phenopacket
+from phenopackets.schema.v2.core.individual_pb2 import Sex
+from phenopackets.schema.v2.core.interpretation_pb2 import GenomicInterpretation
+
+from mint_ray import storage
+from mint_ray.loading import UserError
+from mint_ray.ontology import load_ontology
+from mint_ray.records import Phenotype, Record
+from mint_ray.sources import BadRow
+from mint_ray.sources.config import Phenopackets
+
+SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".zip")
+
+
+class PhenopacketsSource:
+    """One record per phenopacket; the publication is the group."""
+
+    def __init__(self, config: Phenopackets) -> None:
+        self.config = config
+        found = storage.list_files(config.uri)
+        self.files = [uri for uri in found if uri.endswith(SUFFIXES)]
+        if not self.files:
+            raise UserError(f"{config.uri}: holds no file ending in {', '.join(SUFFIXES)}")
+        self._names: dict[str, Counter[str]] = {}
+
+    def inputs(self) -> dict[str, str]:
+        if len(self.files) == 1:
+            return {self.config.uri: storage.sha256(self.files[0])}
+        # one digest for a folder: a manifest that lists thousands of files helps nobody
+        lines = [f"{uri.removeprefix(self.config.uri)} {storage.sha256(uri)}\n" for uri in self.files]
+        return {self.config.uri: hashlib.sha256("".join(lines).encode()).hexdigest()}
+
+    def read(self) -> Iterator[Record | BadRow]:
+        names: dict[str, Counter[str]] = defaultdict(Counter)
+        seen: dict[str, str] = {}
+        for uri in self.files:
+            for where, content in _documents(uri):
+                row = _row(where, content, names)
+                if isinstance(row, Record) and row.record_id in seen:
+                    first = seen[row.record_id]
+                    message = f"{where}: id: {row.record_id!r} was already used at {first}"
+                    row = BadRow(where, "duplicate_record_id", message)
+                elif isinstance(row, Record):
+                    seen[row.record_id] = where
+                yield row
+        self._names = dict(names)
+
+    def labels(self) -> dict[str, list[str]]:
+        if not self._names:
+            for _ in self.read():
+                pass
+        return {label_id: [name for name, _ in names.most_common()] for label_id, names in self._names.items()}
+
+
+def _documents(uri: str) -> Iterator[tuple[str, bytes]]:
+    """The JSON documents of one file, each with where it stands."""
+    try:
+        with storage.open_input(uri) as stream:
+            if uri.endswith(".json"):
+                yield uri, stream.read()
+            elif uri.endswith(".zip"):
+                with zipfile.ZipFile(stream) as archive:
+                    for member in sorted(archive.namelist()):
+                        if member.endswith(".json"):
+                            yield f"{uri}:{member}", archive.read(member)
+            else:
+                lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else stream
+                for number, line in enumerate(lines, start=1):
+                    if line.strip():
+                        yield f"{uri}:{number}", line
+    except (EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _row(where: str, content: bytes, names: dict[str, Counter[str]]) -> Record | BadRow:
+    try:
+        data = json.loads(content)
+    except ValueError as error:  # bad syntax or bad UTF-8
+        return BadRow(where, "not_json", f"{where}: not JSON: {' '.join(str(error).split())}")
+    if isinstance(data, dict) and "phenopacket" in data:
+        data = data["phenopacket"]
+    if not isinstance(data, dict):
+        return BadRow(where, "not_a_phenopacket", f"{where}: expected an object, got {type(data).__name__}")
+    try:
+        packet = ParseDict(data, Phenopacket(), ignore_unknown_fields=False)
+    except ParseError as error:
+        return BadRow(where, "not_a_phenopacket", f"{where}: {str(error).splitlines()[0]}")
+    if not packet.id:
+        return BadRow(where, "not_a_phenopacket", f"{where}: id: required, and not given")
+    return _record(where, packet, names)
+
+
+def _record(where: str, packet: Any, names: dict[str, Counter[str]]) -> Record | BadRow:
+    diagnoses = {d.id: d.label for d in _diagnoses(packet)}
+    if not diagnoses:
+        return BadRow(where, "no_diagnosis", f"{where}: interpretations: phenopacket {packet.id!r} names no disease")
+    if len(diagnoses) > 1:
+        message = f"{where}: interpretations: phenopacket {packet.id!r} has several diseases: {', '.join(diagnoses)}"
+        return BadRow(where, "several_diagnoses", message)
+    phenotypes = _phenotypes(packet)
+    if all(phenotype.excluded for phenotype in phenotypes):
+        message = f"{where}: phenotypicFeatures: phenopacket {packet.id!r} has no observed finding"
+        return BadRow(where, "no_phenotypes", message)
+    citations = _citations(packet)
+    [(label_id, name)] = diagnoses.items()
+    names[label_id][name or label_id] += 1
+    return Record(
+        record_id=packet.id,
+        group_id=citations[0] if citations else f"subject:{packet.subject.id or packet.id}",
+        label_id=label_id,
+        phenotypes=phenotypes,
+        fields=_fields(packet),
+        citations=citations,
+    )
+
+
+def _diagnoses(packet: Any) -> list[Any]:
+    interpreted = [item.diagnosis.disease for item in packet.interpretations if item.diagnosis.disease.id]
+    return interpreted or [item.term for item in packet.diseases if item.term.id and not item.excluded]
+
+
+def _citations(packet: Any) -> list[str]:
+    references = [reference.id for reference in packet.meta_data.external_references]
+    return list(dict.fromkeys(reference for reference in references if reference.startswith("PMID:")))
+
+
+def _phenotypes(packet: Any) -> list[Phenotype]:
+    """Each finding once, in the order given; one that was observed at any time counts as observed."""
+    ontology = load_ontology()
+    found: dict[str, Phenotype] = {}
+    for feature in packet.phenotypic_features:
+        term_id = ontology.resolve(feature.type.id) or feature.type.id
+        if not term_id or (term_id in found and not found[term_id].excluded):
+            continue
+        label = ontology.names.get(term_id) or feature.type.label or term_id
+        if term_id not in found or not feature.excluded:
+            found[term_id] = Phenotype(id=term_id, label=label, excluded=feature.excluded)
+    return list(found.values())
+
+
+def _fields(packet: Any) -> dict[str, str]:
+    genes = {
+        _gene(item): None
+        for interpretation in packet.interpretations
+        for item in interpretation.diagnosis.genomic_interpretations
+        if item.interpretation_status != GenomicInterpretation.InterpretationStatus.REJECTED
+    }
+    sex = packet.subject.sex
+    values = {
+        "age": packet.subject.time_at_last_encounter.age.iso8601duration,
+        "sex": Sex.Name(sex) if sex in (Sex.FEMALE, Sex.MALE) else "",
+        "gene": ";".join(gene for gene in genes if gene),
+    }
+    return {name: value for name, value in values.items() if value}
+
+
+def _gene(item: Any) -> str:
+    return str(item.variant_interpretation.variation_descriptor.gene_context.symbol or item.gene.symbol)

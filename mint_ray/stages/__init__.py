@@ -1,0 +1,1 @@
+"""The stages: one module, one function, one Ray job each; they meet only through artifacts."""

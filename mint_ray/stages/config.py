@@ -1,0 +1,152 @@
+"""Settings of the stages, from records to the report."""
+
+from __future__ import annotations
+
+from mint_ray.loading import settings
+from mint_ray.samplers import AnySampler, Hard
+from mint_ray.sources.config import AnySource
+from mint_ray.students.config import Generation, Student
+from mint_ray.teachers.config import AnyTeacher
+from mint_ray.teachers.config import Ontology as OntologyTeacher
+from mint_ray.trainers.config import AnyTrainer, SharedPrefix
+
+
+@settings
+class Splits:
+    """Shares of the records, given out by whole groups, label by label."""
+
+    validation: float = 0.1
+    """Share on which teacher and checkpoints are judged."""
+    test: float = 0.2
+    """Share that nothing but the evaluation reads."""
+    seed: int = 0
+    """Seed of the order in which groups are given out."""
+
+    def __post_init__(self) -> None:
+        if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
+            raise ValueError(f"validation and test must leave a share to train, got {self.validation} and {self.test}")
+
+
+@settings
+class Prepare:
+    """Where records come from, and how they are split."""
+
+    source: AnySource
+    splits: Splits = Splits()
+    max_bad_share: float = 0.05
+    """Share of unreadable rows (0 to 1) above which the run stops."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must lie in 0 to 1, got {self.max_bad_share}")
+
+
+@settings
+class Fit:
+    """Who teaches."""
+
+    teacher: AnyTeacher = OntologyTeacher()
+
+
+@settings
+class ScoreResources:
+    """What scoring asks of the cluster; changes no row."""
+
+    actors: int = 1
+    """Actors that each hold one teacher."""
+    cpus_per_actor: float = 1
+    """Processors of one actor."""
+    gpus_per_actor: float = 0
+    """GPUs of one actor; a fraction lets several share one."""
+    batch_size: int = 64
+    """Records scored at a time."""
+
+
+@settings
+class Score:
+    """How the teacher is asked."""
+
+    without: tuple[str, ...] = ()
+    """Modalities to leave out, one at a time, to see what each is worth; scored on the held-out splits only."""
+    resources: ScoreResources = ScoreResources()
+
+
+@settings
+class Gate:
+    """Floors under which a teacher is not let near a student, on the validation split; none by default."""
+
+    top_1_accuracy: float | None = None
+    """Least share of records whose true label the teacher ranks first."""
+    top_10_accuracy: float | None = None
+    """Least share of records whose true label is among its first ten."""
+    coverage: float | None = None
+    """Least share of records that the teacher could score at all."""
+
+
+@settings
+class Pair:
+    """How scores become pairs."""
+
+    sampler: AnySampler = Hard()
+    gate: Gate = Gate()
+
+
+@settings
+class TrainResources:
+    """What training asks of the cluster; changes no result beyond rounding."""
+
+    num_workers: int = 1
+    """Training processes."""
+    cpus_per_worker: float = 2
+    """Processors, and arithmetic threads, of one worker."""
+    gpus_per_worker: float = 0
+    """GPUs of one worker."""
+    per_device_train_batch_size: int = 4
+    """Records in one forward pass; gradients accumulate up to `train_batch_size`."""
+    per_device_eval_batch_size: int = 8
+    """Records in one forward pass of the validation."""
+    max_failures: int = 2
+    """How often the run may be picked up from its last checkpoint after a worker died."""
+
+
+@settings
+class Train:
+    """Who learns, and how."""
+
+    student: Student
+    trainer: AnyTrainer = SharedPrefix()
+    resources: TrainResources = TrainResources()
+
+
+@settings
+class EvaluateResources:
+    """What generation asks of the cluster; changes no answer."""
+
+    actors: int = 1
+    """Actors that each hold one student."""
+    cpus_per_actor: float = 2
+    """Processors, and arithmetic threads, of one actor."""
+    gpus_per_actor: float = 0
+    """GPUs of one actor."""
+    batch_size: int = 32
+    """Prompts answered at a time."""
+
+
+@settings
+class Evaluate:
+    """How base and aligned student are compared on the test split."""
+
+    generation: Generation = Generation()
+    confidence: float = 0.95
+    """Level of the bootstrap intervals."""
+    resamples: int = 1000
+    """Bootstrap samples, drawn over groups."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    resources: EvaluateResources = EvaluateResources()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+        if self.resamples < 1:
+            raise ValueError(f"resamples must be positive, got {self.resamples}")

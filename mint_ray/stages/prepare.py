@@ -1,0 +1,186 @@
+"""Read records from a source, choose the labels of the task, and split the records by group."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+
+from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.loading import UserError, dump
+from mint_ray.records import SPLITS, Label, Record, Split
+from mint_ray.sources import BadRow, build_source
+from mint_ray.stages.config import Prepare, Splits
+from mint_ray.tasks import build_task, make_labels
+from mint_ray.tasks.config import AnyTask, Labels
+
+logger = logging.getLogger("mint_ray")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Records and labels, and what was left out by reason."""
+
+    records: list[Record]
+    labels: list[Label]
+    dropped: Counter[str]
+
+
+def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
+    """Tables `records` and `labels`. Raises UserError for unusable input, naming the first bad row."""
+    source = build_source(config.source)
+    artifact = open_artifact(root, "prepare", {"prepare": dump(config), "task": dump(task)}, source.inputs())
+    if artifact.is_complete:
+        return artifact
+    with artifact.write() as draft:
+        prepared = select_records(config, task)
+        draft.write_rows(Record, "records", prepared.records)
+        draft.write_rows(Label, "labels", prepared.labels)
+        draft.counts.update({f"records_{split}": 0 for split in SPLITS})
+        draft.counts.update(f"records_{record.split}" for record in prepared.records)
+        draft.counts["labels"] = len(prepared.labels)
+        draft.counts["groups"] = len({record.group_id for record in prepared.records})
+        draft.dropped.update(prepared.dropped)
+    logger.info("prepare: %s", ", ".join(f"{name} {count:,}" for name, count in draft.counts.items()))
+    return artifact
+
+
+def select_records(config: Prepare, task: AnyTask) -> Prepared:
+    """Everything `prepare_records` decides, without writing it."""
+    source = build_source(config.source)
+    records, dropped, first_bad = _read(source.read())
+    total = len(records) + sum(dropped.values())
+    if total == 0:
+        raise UserError(f"{_name(config)}: holds no records")
+    kept, reasons = _select_labels(records, task.labels)
+    if task.labels.ids:
+        # labels named one by one are a promise about the data; the most frequent ones are a choice
+        bad = next((record for record in records if record.label_id not in task.labels.ids), None)
+        dropped["label_not_in_task"] = reasons.pop("label_not_in_task", 0)
+        if bad is not None and first_bad is None:
+            first_bad = (
+                f"{_name(config)} record {bad.record_id!r}: label_id: {bad.label_id!r} is not one of the task's "
+                f"{len(task.labels.ids)} labels"
+            )
+    if sum(dropped.values()) > config.max_bad_share * total:
+        raise UserError(
+            f"{first_bad} ({sum(dropped.values())} of {total} rows are bad, more than max_bad_share "
+            f"{config.max_bad_share:g}: {', '.join(f'{reason} {count}' for reason, count in sorted(dropped.items()))})"
+        )
+    dropped += reasons
+    names = source.labels()
+    label_ids = sorted({record.label_id for record in kept if record.label_id is not None})
+    labels = make_labels({label_id: names.get(label_id, [label_id]) for label_id in label_ids}, task)
+    asked = build_task(task, labels, 1)
+    told: list[Record] = []
+    for record in kept:
+        if asked.leak(record) is not None:
+            dropped["note_names_diagnosis"] += 1
+        else:
+            told.append(record)
+    split = assign_splits(told, config.splits)
+    for name, share in (("train", 1.0), ("validation", config.splits.validation), ("test", config.splits.test)):
+        if share > 0 and not any(record.split == name for record in split):
+            raise UserError(
+                f"{_name(config)}: the {name} split is empty: {len(told)} records in "
+                f"{len({record.group_id for record in told})} groups"
+            )
+    return Prepared(split, labels, +dropped)
+
+
+def assign_splits(records: list[Record], config: Splits) -> list[Record]:
+    """Give every group to one split; records that came with a split other than train keep theirs.
+
+    Groups go, largest first and otherwise in a seeded order, to the split that is furthest behind its share of the
+    group's labels, so that each label is in each split as far as its groups allow.
+    """
+    if any(record.split != "train" for record in records):
+        _check_groups(records)
+        return records
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group_id].append(record)
+    shares = {"train": 1 - config.validation - config.test, "validation": config.validation, "test": config.test}
+    total = Counter(record.label_id for record in records)
+    have: Counter[tuple[str | None, str]] = Counter()
+    placed: dict[str, Split] = {}
+    draws = {group_id: random.Random(f"{config.seed}:{group_id}").random() for group_id in groups}
+    for group_id in sorted(groups, key=lambda group_id: (-len(groups[group_id]), draws[group_id])):
+        count = Counter(record.label_id for record in groups[group_id])
+        behind = {
+            split: sum(
+                n * (shares[split] * total[label] - have[label, split]) / total[label] for label, n in count.items()
+            )
+            for split in SPLITS
+            if shares[split] > 0
+        }
+        best: Split = max(behind, key=lambda split: (behind[split], shares[split]))
+        placed[group_id] = best
+        for label, n in count.items():
+            have[label, best] += n
+    return [dataclasses.replace(record, split=placed[record.group_id]) for record in records]
+
+
+def _read(rows: object) -> tuple[list[Record], Counter[str], str | None]:
+    records: list[Record] = []
+    dropped: Counter[str] = Counter()
+    first_bad: str | None = None
+    seen: set[str] = set()
+    for row in rows:  # type: ignore[attr-defined]
+        if isinstance(row, BadRow):
+            dropped[row.reason] += 1
+            first_bad = first_bad or row.message
+        elif row.record_id in seen:
+            dropped["duplicate_record_id"] += 1
+            first_bad = first_bad or f"record_id: {row.record_id!r} occurs more than once"
+        elif row.label_id is None:
+            dropped["no_label"] += 1
+        else:
+            seen.add(row.record_id)
+            records.append(row)
+    return records, dropped, first_bad
+
+
+def _select_labels(records: list[Record], config: Labels) -> tuple[list[Record], Counter[str]]:
+    reasons: Counter[str] = Counter()
+    counts = Counter(record.label_id for record in records)
+    groups: dict[str | None, set[str]] = defaultdict(set)
+    for record in records:
+        groups[record.label_id].add(record.group_id)
+    if config.ids:
+        chosen, why = set(config.ids), "label_not_in_task"
+        absent = [label_id for label_id in config.ids if label_id not in counts]
+        if absent:
+            raise UserError(f"task.labels.ids: no record has the label {absent[0]!r}")
+    else:
+        enough = [x for x in counts if counts[x] >= config.min_records and len(groups[x]) >= config.min_groups]
+        ordered = sorted((x for x in enough if x), key=lambda x: (-min(len(groups[x]), counts[x]), -counts[x], x))
+        chosen, why = set(ordered[: config.most]), "label_not_selected"
+    kept: list[Record] = []
+    per_label: Counter[str | None] = Counter()
+    order = sorted(records, key=lambda record: random.Random(f"order:{record.record_id}").random())
+    for record in order if config.max_records_per_label else records:
+        if record.label_id not in chosen:
+            reasons[why] += 1
+        elif config.max_records_per_label and per_label[record.label_id] >= config.max_records_per_label:
+            reasons["over_max_records_per_label"] += 1
+        else:
+            per_label[record.label_id] += 1
+            kept.append(record)
+    return sorted(kept, key=lambda record: record.record_id), reasons
+
+
+def _check_groups(records: list[Record]) -> None:
+    split_of: dict[str, str] = {}
+    for record in records:
+        if split_of.setdefault(record.group_id, record.split) != record.split:
+            raise UserError(
+                f"record {record.record_id!r}: split: group {record.group_id!r} is in "
+                f"{split_of[record.group_id]} and in {record.split}"
+            )
+
+
+def _name(config: Prepare) -> str:
+    return str(getattr(config.source, "uri", config.source.kind))

@@ -1,0 +1,103 @@
+"""Put what a run found on one page, in Markdown and in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from mint_ray import storage
+from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.loading import from_data
+from mint_ray.metrics import Estimate, moved, per_label
+from mint_ray.records import Label, Prediction, Record
+from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
+from mint_ray.sources.config import AnySource, Hpo
+from mint_ray.stages.config import Evaluate, Prepare
+from mint_ray.tasks import build_task
+from mint_ray.tasks.config import AnyTask
+
+PAGE, TABLE, MARKDOWN = "report.html", "table.txt", "report.md"
+BASE, ALIGNED = "base student", "aligned student"
+EXAMPLES = 4
+
+
+def write_report(root: str, title: str, task: AnyTask, done: Mapping[str, Artifact]) -> Artifact:
+    """`report.html`, `report.md` and `table.txt` from the artifacts of every stage before it."""
+    inputs = {stage: artifact.name for stage, artifact in done.items()}
+    artifact = open_artifact(root, "report", {"title": title}, inputs)
+    if artifact.is_complete:
+        return artifact
+    with artifact.write() as draft:
+        summary = summarise(title, task, done)
+        draft.write_text(PAGE, render_html(summary))
+        draft.write_text(MARKDOWN, render_markdown(summary))
+        draft.write_text(TABLE, render_terminal(summary))
+    return artifact
+
+
+def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSummary:
+    """Everything the report shows, read from manifests, predictions and the training log."""
+    prepare, evaluate = done["prepare"], done["evaluate"]
+    labels = prepare.rows(Label, "labels")
+    held_out = {row.record_id: row for row in prepare.rows(Record, "records") if row.split == "test"}
+    truth = {record_id: row.label_id or "" for record_id, row in held_out.items()}
+    predictions = evaluate.rows(Prediction, "predictions")
+    base = [row for row in predictions if row.method == BASE]
+    aligned = [row for row in predictions if row.method == ALIGNED]
+    length = evaluate.manifest.config["lists"]["top"]
+    asked = build_task(task, labels, length)
+    name = {label.label_id: label.name for label in labels}
+    before, after = per_label(base, truth), per_label(aligned, truth)
+    outcome = json.loads(storage.read_bytes(done["train"].file_uri("outcome.json")))
+    said = {row.record_id: row.text for row in base}
+    source = from_data(Prepare, prepare.manifest.config["prepare"]).source
+    settings = from_data(Evaluate, evaluate.manifest.config["evaluate"])
+    return RunSummary(
+        title=title,
+        methods={
+            method: {key: Estimate(**value) for key, value in measured.items()}
+            for method, measured in evaluate.manifest.metrics.items()
+        },
+        confidence=settings.confidence,
+        counts={stage: dict(artifact.manifest.counts) for stage, artifact in done.items()},
+        dropped={stage: artifact.manifest.dropped for stage, artifact in done.items() if artifact.manifest.dropped},
+        log_history=outcome["log_history"],
+        per_label=[
+            LabelHits(
+                name=name[label_id],
+                n=after[label_id].count,
+                base=before[label_id].top_10,
+                aligned=after[label_id].top_10,
+            )
+            for label_id in after
+        ],
+        moved=moved(base, aligned, truth),
+        examples=[
+            Example(
+                record_id=row.record_id,
+                prompt=asked.note(held_out[row.record_id]),
+                truth=name[truth[row.record_id]],
+                base=said[row.record_id],
+                aligned=row.text,
+            )
+            for row in sorted(aligned, key=lambda row: row.record_id)[:EXAMPLES]
+        ],
+        notes=[
+            f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
+            *_source_notes(source),
+            *asked.notes(),
+        ],
+        seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
+        artifacts={stage: artifact.uri for stage, artifact in done.items()},
+        config={stage: artifact.manifest.config for stage, artifact in done.items()},
+        versions=evaluate.manifest.versions,
+    )
+
+
+def _source_notes(source: AnySource) -> list[str]:
+    if isinstance(source, Hpo):
+        return [
+            "The patients are drawn from the annotations that the ontology teacher reads, so it is near perfect on "
+            "them by construction; they show that the chain works, not how well it would do on real patients."
+        ]
+    return []

@@ -1,0 +1,32 @@
+"""Whom we teach: weights, tokenizer, adapter, and batched generation; importing this loads no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mint_ray.students.config import Generation, Student
+from mint_ray.students.weights import check_student, resolve_path, student_revision
+
+if TYPE_CHECKING:
+    from mint_ray.students.student import StudentGenerator, load_model, load_tokenizer, save_adapter
+
+__all__ = [
+    "Generation",
+    "Student",
+    "StudentGenerator",
+    "check_student",
+    "load_model",
+    "load_tokenizer",
+    "resolve_path",
+    "save_adapter",
+    "student_revision",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # what needs torch is imported when it is first asked for, so that a config and its checks stay light
+    if name in __all__:
+        from mint_ray.students import student
+
+        return getattr(student, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,53 @@
+"""Say which language model is taught, with which adapter, and how it answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mint_ray.loading import settings
+
+
+@settings
+class Student:
+    """The language model that learns: its base checkpoint and the low-rank weights laid over it."""
+
+    model_id: str
+    """A hub id, a local folder, or a name from the bundled students such as `bundled:smollm2-135m-instruct`."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; give the commit to pin the weights. None takes `main`."""
+    lora_rank: int | None = 16
+    """Rank r of the LoRA weights; None trains every weight of the model."""
+    lora_alpha: int = 32
+    """The LoRA update is scaled by lora_alpha / lora_rank."""
+    lora_dropout: float = 0.0
+    """Share of the adapter's inputs dropped while it trains."""
+    target_modules: str = "all-linear"
+    """Which layers get LoRA weights, as PEFT reads it: `all-linear`, or a regular expression over module names."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the base weights; float32 answers do not depend on how prompts are batched."""
+
+    def __post_init__(self) -> None:
+        if not self.model_id.strip():
+            raise ValueError(f"model_id must name a model, got {self.model_id!r}")
+        if self.revision is not None and self.model_id.startswith("bundled:"):
+            raise ValueError(f"revision is for hub models; {self.model_id} is one fixed file, got {self.revision!r}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be positive or null, got {self.lora_rank}")
+        if self.lora_alpha < 1:
+            raise ValueError(f"lora_alpha must be positive, got {self.lora_alpha}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout}")
+        if not self.target_modules.strip():
+            raise ValueError(f"target_modules must name layers, got {self.target_modules!r}")
+
+
+@settings
+class Generation:
+    """How a student answers: always greedily, so that the same student and prompt give the same text."""
+
+    max_new_tokens: int = 96
+    """Longest answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be positive, got {self.max_new_tokens}")

@@ -1,0 +1,143 @@
+"""Load a student and its tokenizer, lay an adapter over it, let it answer, and save what it learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from mint_ray.loading import UserError
+from mint_ray.records import Message
+from mint_ray.students.config import Generation, Student
+from mint_ray.students.weights import resolve_path
+
+
+def load_tokenizer(config: Student) -> Any:
+    """The student's tokenizer, with a pad token. Raises UserError if it has no chat template or no end token."""
+    tokenizer = AutoTokenizer.from_pretrained(resolve_path(config), revision=config.revision, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise UserError(f"model_id: {config.model_id}: its tokenizer has no chat template; take an instruct model")
+    if tokenizer.eos_token is None:
+        raise UserError(f"model_id: {config.model_id}: its tokenizer has no end token")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: Student, *, adapter: Path | None = None, trainable: bool = False) -> Any:
+    """The student on the CPU: ready to answer (adapter merged, eval mode) or, if `trainable`, to learn.
+
+    `adapter` is a folder from `save_adapter`. A trainable student with `lora_rank` is wrapped by PEFT, so that only the
+    LoRA weights get gradients; they are drawn from torch's global generator, which the caller seeds.
+    Raises UserError if `adapter` does not hold what `lora_rank` asks for.
+    """
+    source, revision = resolve_path(config), config.revision
+    if adapter is not None:
+        wanted = "config.json" if config.lora_rank is None else "adapter_config.json"
+        if not (adapter / wanted).is_file():
+            raise UserError(f"{adapter}: no {wanted}, yet lora_rank is {config.lora_rank}")
+        if config.lora_rank is None:
+            source, revision = str(adapter), None
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=revision,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        dtype=getattr(torch, config.dtype),
+    )
+    if config.lora_rank is not None and adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        if not trainable:
+            model = model.merge_and_unload()
+    elif config.lora_rank is not None and trainable:
+        lora = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=config.target_modules,
+            # the name in the config, since a cache folder means nothing on another machine
+            base_model_name_or_path=config.model_id,
+            revision=config.revision,
+        )
+        model = get_peft_model(model, lora)
+        model.peft_config["default"].base_model_name_or_path = config.model_id
+    return model.train() if trainable else model.eval()
+
+
+def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:
+    """Write what was trained (LoRA weights, or every weight) as safetensors into `path`, and the tokenizer."""
+    if isinstance(model, PeftModel):
+        # no vocabulary is ever resized here, and finding that out would ask the hub
+        model.save_pretrained(path, save_embedding_layers=False)
+    else:
+        model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+class StudentGenerator:
+    """A student that answers prompts greedily, on the GPU where there is one."""
+
+    def __init__(
+        self, config: Student, generation: Generation, adapter: Path | None = None, *, batch_size: int = 16
+    ) -> None:
+        """`adapter` is a folder from `save_adapter`, None for the base model; `batch_size` is prompts per pass."""
+        self.tokenizer = load_tokenizer(config)
+        # the answers of a batch start in the same column
+        self.tokenizer.padding_side = "left"
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(config, adapter=adapter).to(self.device)
+        self.batch_size = batch_size
+        self.max_new_tokens = generation.max_new_tokens
+        own = self.model.generation_config.eos_token_id
+        self.eos_ids = {self.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])}
+        # in place of the checkpoint's own: its temperature or repetition penalty would make another method
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=generation.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.eos_ids),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+    def generate(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """One completion per prompt, in order, up to the end token (left out) or `max_new_tokens`.
+
+        In float32 an answer depends on its prompt alone, not on its neighbours in the batch.
+        Raises UserError if a prompt and its answer do not fit into the model's context.
+        """
+        prompt_ids = [self._encode(prompt) for prompt in prompts]
+        # neighbours of like length waste little on padding; longest first, so that too large a batch fails at once
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompt_ids[index]))
+        completions = [""] * len(prompts)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for index, text in zip(batch, self._complete([prompt_ids[index] for index in batch]), strict=True):
+                completions[index] = text
+        return completions
+
+    def _encode(self, prompt: Sequence[Message]) -> list[int]:
+        messages = [dataclasses.asdict(message) for message in prompt]
+        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(ids) + self.max_new_tokens > limit:
+            raise UserError(
+                f"max_new_tokens: a prompt of {len(ids)} tokens and {self.max_new_tokens} new ones "
+                f"exceed the model's context of {limit}"
+            )
+        return ids
+
+    @torch.inference_mode()
+    def _complete(self, prompt_ids: list[list[int]]) -> list[str]:
+        inputs = self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt").to(self.device)
+        output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
+        new_BT = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self.tokenizer.decode(self._until_end(new_T), skip_special_tokens=True) for new_T in new_BT]
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        return next((ids[:end] for end, token in enumerate(ids) if token in self.eos_ids), ids)

@@ -1,0 +1,53 @@
+"""Who knows: models that score every candidate label of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from mint_ray.records import Label, Record, TeacherScores
+from mint_ray.teachers.config import AnyTeacher, Ontology, Table
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a teacher was made from, and what was left out, by reason."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+class Teacher(Protocol):
+    """Ranks every label of the task for each record: `fit` or `load` first, then `score`."""
+
+    def inputs(self) -> dict[str, str]:
+        """Identity of everything it reads beside the records. Raises UserError when something is missing."""
+
+    def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
+        """Learn from the records of the training split; held-out ones only say what must not be used."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was learned into an existing folder."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+
+    def score(self, records: Sequence[Record]) -> list[TeacherScores]:
+        """One ranking per record, in order; the same record gets the same ranking in any batch."""
+
+
+def build_teacher(config: AnyTeacher) -> Teacher:
+    """The teacher that `config` describes, not yet fitted."""
+    match config:
+        case Table():
+            from mint_ray.teachers.table import TableTeacher
+
+            return TableTeacher(config)
+        case Ontology():
+            from mint_ray.teachers.ontology import OntologyTeacher
+
+            return OntologyTeacher(config)
+        case _:
+            assert_never(config)

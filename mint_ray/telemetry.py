@@ -1,0 +1,55 @@
+"""What a run tells of itself while it works: its log file and its progress lines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+SECONDS_BETWEEN_LINES = 5.0
+
+logger = logging.getLogger("mint_ray")
+
+
+def log_to(path: Path | None, quiet: bool = False) -> None:
+    """Send the package's log to the terminal (standard error) and to a file, one line an event."""
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = []
+    if not quiet:
+        handlers.append(logging.StreamHandler(sys.stderr))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger.handlers = handlers
+
+
+class Progress:
+    """Lines such as `score: 240 of 800 records, 31.2/s, 0:18 left`, at most one every few seconds."""
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.done = 0
+        self.started = self.spoken = time.monotonic()
+
+    def reach(self, done: int, note: str = "") -> None:
+        """Say that `done` of the whole are done; the last is always told."""
+        self.done = done
+        now = time.monotonic()
+        if done < self.total and now - self.spoken < SECONDS_BETWEEN_LINES:
+            return
+        self.spoken = now
+        rate = done / max(now - self.started, 1e-9)
+        left = int((self.total - done) / rate) if rate else 0
+        note = f", {note}" if note else ""
+        logger.info(
+            "%s: %s of %s %s, %.1f/s, %d:%02d left%s",
+            self.stage, f"{done:,}", f"{self.total:,}", self.unit, rate, left // 60, left % 60, note,
+        )  # fmt: skip
+
+    def add(self, count: int = 1, note: str = "") -> None:
+        """Say that `count` more are done."""
+        self.reach(self.done + count, note)

@@ -1,0 +1,1 @@
+"""The tests; they mirror `mint_ray` file by file."""

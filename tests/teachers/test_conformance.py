@@ -1,0 +1,84 @@
+"""What every teacher must do; a new one joins by giving a fixture."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mint_ray.records import Label, Phenotype, Record
+from mint_ray.teachers import Teacher, build_teacher
+from mint_ray.teachers.config import AnyTeacher, Ontology, Table
+
+LABELS = [
+    Label(label_id="OMIM:154700", name="Marfan syndrome"),
+    Label(label_id="OMIM:142900", name="Holt-Oram syndrome"),
+    Label(label_id="OMIM:219700", name="Cystic fibrosis"),
+]
+
+
+def record(number: int, *terms: str, split: str = "train") -> Record:
+    phenotypes = [Phenotype(id=term.lstrip("!"), label="", excluded=term.startswith("!")) for term in terms]
+    return Record(
+        record_id=f"r{number}", group_id=f"g{number}", label_id=LABELS[0].label_id, phenotypes=phenotypes, split=split
+    )  # type: ignore[arg-type]
+
+
+RECORDS = [
+    record(1, "HP:0001166", "HP:0001083"),  # arachnodactyly, ectopia lentis
+    record(2, "HP:0001631", "HP:0009777", split="validation"),  # atrial septal defect, absent thumb
+    record(3, "HP:0006538", "!HP:0001166", split="test"),  # recurrent bronchopulmonary infections
+]
+
+
+def ontology(tmp_path: Path) -> AnyTeacher:
+    return Ontology()
+
+
+def table(tmp_path: Path) -> AnyTeacher:
+    path = tmp_path / "scores.csv"
+    rows = [f"r{r},{label.label_id},{(r * 7 + i * 3) % 5}" for r in (1, 2, 3) for i, label in enumerate(LABELS)]
+    path.write_text("\n".join(["record_id,label_id,score", *rows]) + "\n")
+    return Table(uri=str(path))
+
+
+@pytest.fixture(params=[ontology, table], ids=["ontology", "table"])
+def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
+    make: Callable[[Path], AnyTeacher] = request.param
+    config = make(tmp_path)
+    fitted = build_teacher(config)
+    fitted.fit(LABELS, RECORDS)
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    fitted.save(folder)
+    loaded = build_teacher(config)
+    loaded.load(folder)
+    assert loaded.score(RECORDS) == fitted.score(RECORDS)
+    return loaded
+
+
+def test_there_is_one_ranking_per_record_in_order(teacher: Teacher) -> None:
+    scored = teacher.score(RECORDS)
+    assert [(row.record_id, row.split) for row in scored] == [(row.record_id, row.split) for row in RECORDS]
+
+
+def test_every_label_is_ranked_once_best_first(teacher: Teacher) -> None:
+    for row in teacher.score(RECORDS):
+        assert sorted(row.labels) == sorted(label.label_id for label in LABELS)
+        assert row.scores == sorted(row.scores, reverse=True)
+
+
+def test_a_record_is_ranked_alike_in_any_batch(teacher: Teacher) -> None:
+    together = teacher.score(RECORDS)
+    assert [teacher.score([row])[0] for row in RECORDS] == together
+    assert teacher.score(RECORDS[::-1]) == together[::-1]
+
+
+def test_it_survives_pickling(teacher: Teacher) -> None:
+    assert pickle.loads(pickle.dumps(teacher)).score(RECORDS) == teacher.score(RECORDS)  # noqa: S301
+
+
+def test_what_it_reads_has_an_identity(teacher: Teacher) -> None:
+    assert all(teacher.inputs().values())

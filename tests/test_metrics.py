@@ -1,0 +1,203 @@
+"""What the metrics say, against counts made by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mint_ray.metrics import METRICS, Estimate, LabelCount, Moved, measure, moved, per_label
+from mint_ray.records import Prediction
+
+RANKING = ["a", "b", "c", "d", "e", "f"]
+
+
+def answer(record_id: str, *labels: str, reason: str | None = None) -> Prediction:
+    return Prediction(record_id=record_id, method="student", labels=list(labels), text="", reason=reason)
+
+
+def values(predictions: list[Prediction], truth: dict[str, str], **changes: object) -> dict[str, float]:
+    arguments: dict[str, object] = {
+        "truth": truth,
+        "teacher": dict.fromkeys(truth, RANKING),
+        "group": {record_id: record_id for record_id in truth},
+        "top": 2,
+        "bottom": 2,
+        "resamples": 20,
+    }
+    estimates = measure(predictions, **{**arguments, **changes})  # type: ignore[arg-type]
+    return {name: estimate.value for name, estimate in estimates.items()}
+
+
+def test_metrics_equal_a_hand_computation() -> None:
+    predictions = [
+        answer("1", "a", "e"),  # right first; one of two covered, one of two in the bottom
+        answer("2", "c", "b", "", "f"),  # right second; a quarter covered, a quarter in the bottom, one name invented
+        answer("3", reason="no_list"),
+        answer("4", "b", "b", "a"),  # wrong; all covered, nothing in the bottom
+    ]
+    found = values(predictions, {"1": "a", "2": "b", "3": "a", "4": "d"})
+    coverage, avoidance = (1 / 2 + 1 / 4 + 0 + 1) / 4, (1 / 2 + 3 / 4 + 0 + 1) / 4
+    assert found == pytest.approx(
+        {
+            "top_1_accuracy": 1 / 4,
+            "top_10_accuracy": 2 / 4,
+            "hallucination_free_accuracy": 2 / 4,
+            "coverage": coverage,
+            "avoidance": avoidance,
+            "car": 2 * coverage * avoidance / (coverage + avoidance),
+            "readable": 3 / 4,
+        }
+    )
+    assert list(found) == list(METRICS)
+
+
+def test_car_weighs_coverage_and_avoidance_as_the_paper_does() -> None:
+    truth = {"1": "a"}
+    found = values([answer("1", "a", "c", "d", "e")], truth, car_weight=0.5)
+    assert found["coverage"] == 0.25
+    assert found["avoidance"] == 0.75
+    assert found["car"] == pytest.approx(1.5 * 0.25 * 0.75 / (0.5 * 0.25 + 0.75))
+
+
+def test_a_repeated_label_counts_once_and_each_invented_name_counts() -> None:
+    assert values([answer("1", "a", "a", "c")], {"1": "a"})["coverage"] == 1 / 2
+    assert values([answer("1", "a", "", "")], {"1": "a"})["coverage"] == pytest.approx(1 / 3)
+    assert values([answer("1", "f", "", "")], {"1": "a"})["avoidance"] == pytest.approx(2 / 3)
+
+
+def test_repeated_names_use_up_places_of_the_first_ten() -> None:
+    assert values([answer("1", *["b"] * 9, "a")], {"1": "a"})["top_10_accuracy"] == 1
+    assert values([answer("1", *["b"] * 10, "a")], {"1": "a"})["top_10_accuracy"] == 0
+
+
+@pytest.mark.parametrize("silent", [answer("1", reason="no_list"), answer("1")])
+def test_an_answer_that_names_nothing_earns_nothing(silent: Prediction) -> None:
+    found = values([silent], {"1": "a"})
+    assert found.pop("readable") == (silent.reason is None)
+    assert set(found.values()) == {0.0}
+
+
+def test_an_unreadable_answer_earns_nothing_from_labels_it_carries() -> None:
+    assert set(values([answer("1", "a", reason="cut_off")], {"1": "a"}).values()) == {0.0}
+
+
+def test_records_the_teacher_did_not_rank_stay_out_of_coverage_only() -> None:
+    predictions = [answer("1", "a", "c"), answer("2", "b")]
+    found = values(predictions, {"1": "a", "2": "a"}, teacher={"1": RANKING, "2": []})
+    assert (found["top_1_accuracy"], found["coverage"]) == (0.5, 0.5)
+    assert "car" not in values(predictions, {"1": "a", "2": "a"}, teacher={})
+
+
+def test_predictions_outside_the_truth_are_ignored() -> None:
+    assert values([answer("1", "a"), answer("2", "b")], {"1": "a"})["top_1_accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("predictions", "changes", "message"),
+    [
+        ([answer("r1", "a")], {}, "'r2' has no prediction"),
+        ([answer("r1", "a"), answer("r2"), answer("r2")], {}, "'r2' has more than one prediction"),
+        ([answer("r1"), answer("r2")], {"group": {"r1": "g"}}, "'r2' has no group"),
+        ([answer("r1"), answer("r2")], {"top": 5}, "'r1': the teacher ranks 6 labels, fewer than top . bottom = 7"),
+        ([answer("r1"), answer("r2")], {"bottom": 0}, "got 2 and 0"),
+        ([answer("r1"), answer("r2")], {"car_weight": math.nan}, "got nan"),
+        ([answer("r1"), answer("r2")], {"resamples": 0}, "got 0"),
+        ([answer("r1"), answer("r2")], {"confidence": 95}, "got 95"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name(
+    predictions: list[Prediction], changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        values(predictions, {"r1": "a", "r2": "a"}, **changes)
+
+
+def test_no_records_are_refused() -> None:
+    with pytest.raises(ValueError, match="no records"):
+        values([], {})
+
+
+def test_the_interval_of_many_single_groups_is_that_of_a_binomial_share() -> None:
+    truth = {str(number): "a" for number in range(400)}
+    predictions = [answer(key, "a" if int(key) < 120 else "b") for key in truth]
+    estimate = measure(
+        predictions, truth=truth, teacher={}, group={key: key for key in truth}, top=1, bottom=1, resamples=4000
+    )["top_1_accuracy"]
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
+    assert estimate.value == pytest.approx(0.3)
+    assert estimate.low == pytest.approx(0.3 - half, abs=0.006)
+    assert estimate.high == pytest.approx(0.3 + half, abs=0.006)
+
+
+def test_records_of_one_group_are_drawn_together() -> None:
+    truth = {str(number): "a" for number in range(200)}
+    predictions = [answer(key, "a" if int(key) % 2 else "b") for key in truth]
+    pairs = {key: str(int(key) % 2) for key in truth}
+    together = measure(predictions, truth=truth, teacher={}, group=pairs, top=1, bottom=1)["top_1_accuracy"]
+    assert together == Estimate(0.5, 0.0, 1.0)
+    one = measure(predictions, truth=truth, teacher={}, group=dict.fromkeys(truth, "g"), top=1, bottom=1)
+    assert one["top_1_accuracy"] == Estimate(0.5, 0.5, 0.5)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[Prediction], dict[str, str], dict[str, list[str]], dict[str, str]]:
+    count = draw(st.integers(1, 12))
+    keys = [f"r{number}" for number in range(count)]
+    named = st.lists(st.sampled_from([*RANKING, ""]), max_size=12)
+    reasons = st.sampled_from([None, None, None, "no_list"])
+    predictions = [answer(key, *draw(named), reason=draw(reasons)) for key in keys]
+    truth = {key: draw(st.sampled_from(RANKING)) for key in keys}
+    teacher = {key: draw(st.one_of(st.permutations(RANKING), st.just([]))) for key in keys}
+    group = {key: draw(st.sampled_from("xyz")) for key in keys}
+    return predictions, truth, teacher, group
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(cases(), st.floats(0, 4), st.randoms(use_true_random=False))
+def test_intervals_hold_their_value_and_the_order_of_rows_does_not_matter(
+    case: tuple[list[Prediction], dict[str, str], dict[str, list[str]], dict[str, str]],
+    weight: float,
+    chance: random.Random,
+) -> None:
+    predictions, truth, teacher, group = case
+    found = measure(
+        predictions, truth=truth, teacher=teacher, group=group, top=2, bottom=3, car_weight=weight, resamples=30
+    )
+    for estimate in found.values():
+        assert -1e-12 <= estimate.low <= estimate.value <= estimate.high <= 1 + 1e-12
+    assert found["top_1_accuracy"].value <= found["top_10_accuracy"].value <= found["readable"].value
+    assert found["hallucination_free_accuracy"].value <= found["readable"].value
+    shuffled, keys = list(predictions), list(truth)
+    chance.shuffle(shuffled)
+    chance.shuffle(keys)
+    again = measure(
+        shuffled,
+        truth={key: truth[key] for key in keys},
+        teacher=teacher,
+        group=group,
+        top=2,
+        bottom=3,
+        car_weight=weight,
+        resamples=30,
+    )
+    assert again == found
+
+
+def test_per_label_counts_truth_and_hits() -> None:
+    predictions = [answer("1", "a"), answer("2", "b", "a"), answer("3", "a"), answer("4", reason="no_list")]
+    assert per_label(predictions, {"1": "a", "2": "a", "3": "b", "4": "b"}) == {
+        "a": LabelCount(count=2, top_1=1, top_10=2),
+        "b": LabelCount(count=2, top_1=0, top_10=0),
+    }
+
+
+def test_moved_counts_each_record_in_one_cell() -> None:
+    truth = dict.fromkeys("12345", "a")
+    before = [answer("1", "a"), answer("2", "b"), answer("3", "b", "a"), answer("4"), answer("5", "b")]
+    after = [answer("1", "b", "a"), answer("2", "a"), answer("3", "b"), answer("4"), answer("5", "a")]
+    assert moved(before, after, truth) == Moved(kept=1, gained=2, lost=1, neither=1)
+    assert moved(before, after, truth, first=1) == Moved(kept=0, gained=2, lost=1, neither=2)
