@@ -124,7 +124,8 @@ def main() -> None:
     except Exception as error:
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
-                handler.stream.write(traceback.format_exc())
+                with Path(handler.baseFilename).open("a", encoding="utf-8") as log:
+                    log.write(traceback.format_exc())
                 click.echo(f"mint-ray: the whole traceback is in {handler.baseFilename}", err=True)
         lines = [line for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
         click.echo(f"mint-ray: failed: {type(error).__name__}: {lines[-1].strip()}", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -104,7 +103,6 @@ class Prediction:
     """Why the answer could not be read; `labels` is then empty."""
 
 
-@cache  # the few row classes there are
 def schema_of(row: type[Any]) -> pa.Schema:
     """The Arrow schema of a row class, so that a column of nulls keeps its type."""
     hints = typing.get_type_hints(row)
@@ -160,7 +158,8 @@ def _revive(annotation: Any, value: Any) -> Any:
     if origin is dict and value is not None:
         return dict(value)
     if origin is list and value is not None and dataclasses.is_dataclass(arguments[0]):
-        return [arguments[0](**item) for item in value]
+        make: Any = arguments[0]
+        return [make(**item) for item in value]
     return value
 
 

@@ -18,16 +18,27 @@ Split = tuple[list[str], list[str]]
 class Sampler:
     """What every sampler has: the sizes of the two lists, pairs per record, and the place of the true label."""
 
-    top: int = 3
-    """Labels in the chosen list; the paper's k."""
-    bottom: int | None = None
-    """Labels in the rejected list, the paper's q; as many as `top` when left out, so that length tells nothing."""
-    pairs_per_record: int = 1
-    """Pairs drawn from one record; each has other rejected labels, as long as there are others."""
-    truth_first: bool = False
-    """Put the known true label first in `chosen`, whatever the teacher says of it, and never in `rejected`."""
-    seed: int = 0
-    """Seed of what is drawn at random; each record draws from its own stream."""
+    # described in the annotation, for a docstring under a field is not inherited by the members' schemas
+    top: Annotated[int, Field(description="Labels in the chosen list; the paper's k.")] = 3
+    bottom: Annotated[
+        int | None,
+        Field(
+            description="Labels in the rejected list, the paper's q; null: as many as `top`, so that length tells nothing."
+        ),
+    ] = None
+    pairs_per_record: Annotated[
+        int,
+        Field(description="Pairs drawn from one record, each with other rejected labels as long as there are others."),
+    ] = 1
+    truth_first: Annotated[
+        bool,
+        Field(
+            description="Put the known true label first in `chosen`, whatever the teacher says, and never in `rejected`."
+        ),
+    ] = False
+    seed: Annotated[
+        int, Field(description="Seed of what is drawn at random; each record draws from its own stream.")
+    ] = 0
 
     def __post_init__(self) -> None:
         if self.top < 1 or self.rejected_length < 1:

@@ -44,10 +44,11 @@ class Progress:
         self.spoken = now
         rate = done / max(now - self.started, 1e-9)
         left = int((self.total - done) / rate) if rate else 0
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
         note = f", {note}" if note else ""
         logger.info(
-            "%s: %s of %s %s, %.1f/s, %d:%02d left%s",
-            self.stage, f"{done:,}", f"{self.total:,}", self.unit, rate, left // 60, left % 60, note,
+            "%s: %s of %s %s, %s, %d:%02d left%s",
+            self.stage, f"{done:,}", f"{self.total:,}", self.unit, pace, left // 60, left % 60, note,
         )  # fmt: skip
 
     def add(self, count: int = 1, note: str = "") -> None:

@@ -10,6 +10,9 @@ from pydantic import Field
 from mint_ray.loading import settings
 from mint_ray.records import Record
 
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+"""What a column can be mapped to, beside single coded fields and the label's name."""
+
 CODED = "fields."
 """Prefix of a coded field in a column mapping: `fields.age`."""
 
@@ -73,7 +76,7 @@ class Table:
     one."""
 
     def __post_init__(self) -> None:
-        known = [field.name for field in dataclasses.fields(Record) if field.name != "fields"] + [LABEL_NAME]
+        known = (*FIELDS, LABEL_NAME)
         for key in self.columns:
             if key not in known and not (key.startswith(CODED) and key != CODED):
                 raise ValueError(f"columns: {key!r} is no field of a record; known: {', '.join(known)}, {CODED}*")

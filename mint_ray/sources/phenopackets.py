@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zipfile
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 from google.protobuf.json_format import ParseDict, ParseError
 from phenopackets.schema.v2 import Phenopacket
 from phenopackets.schema.v2.core.individual_pb2 import Sex
@@ -77,11 +80,13 @@ def _documents(uri: str) -> Iterator[tuple[str, bytes]]:
                         if member.endswith(".json"):
                             yield f"{uri}:{member}", archive.read(member)
             else:
-                lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else stream
+                # Arrow's stream has no lines of its own
+                plain = io.BufferedReader(stream)  # type: ignore[type-var]
+                lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else plain
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield f"{uri}:{number}", line
-    except (EOFError, OSError, zipfile.BadZipFile) as error:
+    except (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid) as error:
         raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, TypeGuard
@@ -20,7 +20,7 @@ from mint_ray.loading import UserError
 from mint_ray.ontology import load_ontology
 from mint_ray.records import SPLITS, Phenotype, Record, Split
 from mint_ray.sources import BadRow
-from mint_ray.sources.config import CODED, LABEL_NAME, Table
+from mint_ray.sources.config import CODED, FIELDS, LABEL_NAME, Table
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 TERM_ID = re.compile(r"\w+:\w+")
@@ -44,7 +44,7 @@ class TableSource:
             raise UserError(f"{config.uri}: expected a name ending in {', '.join(SUFFIXES)}")
         if not storage.exists(config.uri):
             raise UserError(f"{config.uri}: no such file")
-        names = [field.name for field in dataclasses.fields(Record)] + [LABEL_NAME]
+        names = (*FIELDS, LABEL_NAME)
         self.columns = {name: name for name in names} | config.columns
         self._names: dict[str, Counter[str]] = {}
 
@@ -176,11 +176,13 @@ def _rows(uri: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, Any] | Ro
             elif uri.endswith(".csv"):
                 yield from _csv_rows(uri, wanted, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
             else:
-                lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else stream
+                # Arrow's stream has no lines of its own
+                plain = io.BufferedReader(stream)  # type: ignore[type-var]
+                lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else plain
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield f"{uri}:{number}", _json_row(line)
-    except (EOFError, OSError, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
+    except (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -128,7 +128,7 @@ class EvaluateResources:
     """Processors, and arithmetic threads, of one actor."""
     gpus_per_actor: float = 0
     """GPUs of one actor."""
-    batch_size: int = 32
+    batch_size: int = 16
     """Prompts answered at a time."""
 
 

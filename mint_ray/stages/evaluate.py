@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import ray.data
+import torch
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
@@ -19,7 +19,7 @@ from mint_ray.metrics import Estimate, measure
 from mint_ray.records import Label, Message, Prediction, Record, TeacherScores, from_table, schema_of, to_table
 from mint_ray.samplers import AnySampler
 from mint_ray.stages.config import Evaluate, Train
-from mint_ray.stages.session import connect
+from mint_ray.stages.session import map_rows
 from mint_ray.students import StudentGenerator, student_revision
 from mint_ray.students.config import Student
 from mint_ray.tasks import build_task
@@ -55,7 +55,6 @@ def evaluate_student(
     artifact = open_artifact(root, "evaluate", settings, inputs)
     if artifact.is_complete:
         return artifact
-    asked = build_task(task, records.rows(Label, "labels"), sampler.top)
     held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
     with artifact.write() as draft:
         predictions = {
@@ -108,34 +107,19 @@ def answer_records(
         "student": dump(student),
         "generation": dump(config.generation),
         "task": dump(task),
-        "length": asked.length,
+        "length": length,
     }
     artifact = open_artifact(root, "answer", settings, inputs)
     if artifact.is_complete:
         return artifact
-    connect()
     asked = build_task(task, records.rows(Label, "labels"), length)
     with artifact.write() as draft:
         held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
         questions = [Question(record_id=record.record_id, prompt=asked.prompt(record)) for record in held_out]
-        resources = config.resources
-        blocks = max(1, min(resources.actors * 4, len(questions) // resources.batch_size))
-        answered = (
-            ray.data.from_arrow(to_table(questions, Question))
-            .repartition(blocks)
-            .map_batches(
-                StudentActor,
-                fn_constructor_args=(student, config, adapter),
-                batch_size=resources.batch_size,
-                batch_format="pyarrow",
-                num_cpus=resources.cpus_per_actor,
-                num_gpus=resources.gpus_per_actor,
-                compute=ray.data.ActorPoolStrategy(size=resources.actors),
-            )
-        )
         progress = Progress(f"answer ({ALIGNED if adapter else BASE})", len(questions), "records")
+        arguments = (student, config, adapter)
         rows: list[Prediction] = []
-        for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for batch in map_rows(to_table(questions, Question), StudentActor, arguments, config.resources, progress):
             for row in batch.to_pylist():
                 read = asked.parse(row["text"])
                 rows.append(
@@ -145,9 +129,8 @@ def answer_records(
                         labels=read.labels,
                         text=row["text"],
                         reason=read.reason,
-                    )  # fmt: skip
+                    )
                 )
-            progress.reach(len(rows))
         draft.counts["answers"] = draft.write_rows(Prediction, "answers", rows)
         draft.dropped.update(row.reason for row in rows if row.reason)
     return artifact
@@ -157,13 +140,13 @@ class StudentActor:
     """Holds one student on a worker and answers batches of prompts."""
 
     def __init__(self, student: Student, config: Evaluate, adapter: Artifact | None) -> None:
-        import torch
-
         torch.set_num_threads(max(1, int(config.resources.cpus_per_actor)))
         self.folder = tempfile.TemporaryDirectory()
         if adapter is not None:
             storage.download_folder(adapter.file_uri("adapter"), self.folder.name)
-        self.generator = StudentGenerator(student, config.generation, Path(self.folder.name) if adapter else None)
+        weights = Path(self.folder.name) if adapter else None
+        batch_size = config.resources.batch_size
+        self.generator = StudentGenerator(student, config.generation, weights, batch_size=batch_size)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         questions = from_table(Question, batch.cast(schema_of(Question)))

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.loading import dump, from_data
-from mint_ray.records import Label, Record, TeacherScores, from_table, to_table
+from mint_ray.records import Label, Record, TeacherScores, from_table, schema_of, to_table
 from mint_ray.stages.config import Fit, Score, ScoreResources
-from mint_ray.stages.session import connect
+from mint_ray.stages.session import map_rows
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers import build_teacher
@@ -33,7 +32,6 @@ def score_records(root: str, config: Score, task: AnyTask, teacher: Artifact, re
         return artifact
     labels, everyone = records.rows(Label, "labels"), records.rows(Record, "records")
     asked = build_task(task, labels, 1)
-    connect()
     with artifact.write() as draft:
         views = {"scores": everyone}
         for modality in config.without:
@@ -59,31 +57,16 @@ class TeacherActor:
             self.teacher.load(Path(folder))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return to_table(self.teacher.score(from_table(Record, batch.cast(to_table([], Record).schema))), TeacherScores)
+        return to_table(self.teacher.score(from_table(Record, batch.cast(schema_of(Record)))), TeacherScores)
 
 
 def _score(table: str, view: list[Record], teacher: Artifact, resources: ScoreResources) -> Iterator[TeacherScores]:
-    blocks = max(1, min(resources.actors * 4, len(view) // resources.batch_size))
-    scored = (
-        ray.data.from_arrow(to_table(view, Record))
-        .repartition(blocks)
-        .map_batches(
-            TeacherActor,
-            fn_constructor_args=(teacher,),
-            batch_size=resources.batch_size,
-            batch_format="pyarrow",
-            num_cpus=resources.cpus_per_actor,
-            num_gpus=resources.gpus_per_actor,
-            compute=ray.data.ActorPoolStrategy(size=resources.actors),
-        )
-    )
     progress = Progress(f"score {table}", len(view), "records")
     seen: set[str] = set()
-    for batch in scored.iter_batches(batch_size=None, batch_format="pyarrow"):
-        rows = from_table(TeacherScores, batch.cast(to_table([], TeacherScores).schema))
+    for batch in map_rows(to_table(view, Record), TeacherActor, (teacher,), resources, progress):
+        rows = from_table(TeacherScores, batch.cast(schema_of(TeacherScores)))
         seen.update(row.record_id for row in rows)
         yield from rows
-        progress.add(len(rows))
     if seen != {record.record_id for record in view}:
         raise RuntimeError(f"{table}: {len(view)} records went in, {len(seen)} came out")
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
 
 from mint_ray import storage
 from mint_ray.loading import UserError
@@ -126,8 +127,11 @@ class RareDiseaseTask:
         return dataclasses.replace(record, phenotypes=kept, text=None)
 
     def notes(self) -> list[str]:
-        face = "Facial findings (HP:0000271 and below) stand in for the photograph; no image was seen by anyone. " + (
-            "The student does not read them." if self.config.hide_face else "Here the student reads them too."
+        face = (
+            "The student does not read them; findings of eyes, ears and jaw that the ontology files elsewhere, such as "
+            "hypertelorism, it does read."
+            if self.config.hide_face
+            else "Here the student reads them too."
         )
         gene = (
             "The gene is kept out of the note."
@@ -135,10 +139,10 @@ class RareDiseaseTask:
             else "The note names the gene, which tells the disease almost one to one."
         )
         return [
-            face,
+            f"Facial findings (HP:0000271 and below) stand in for the photograph; no image was seen by anyone. {face}",
             gene,
-            "Notes are written from coded findings by one template, at most "
-            f"{self.config.max_findings} present and {self.config.max_absent} absent; no clinician wrote them.",
+            "A record's own text is given as it stands; where there is none, one template writes the note from at most "
+            f"{self.config.max_findings} present and {self.config.max_absent} absent coded findings.",
             "A note that names its own diagnosis is left out; a name counts as right only if its numbers agree.",
             f"A list of {self.length} drawn blindly from the {len(self.labels)} labels holds the right one in "
             f"{min(1.0, self.length / max(1, len(self.labels))):.1%} of cases.",
@@ -204,7 +208,7 @@ def normalise(name: str) -> str:
     folded = [ROMAN.get(word) or re.sub(r"^(i{1,3}|iv|vi{0,3}|ix)(?=[ab]$)", _arabic, word) for word in words]
     return " ".join(
         word
-        for word, following in zip(folded, [*folded[1:], ""], strict=True)
+        for word, following in pairwise([*folded, ""])
         if not (word == "type" and (following[:1].isdigit() or len(following) == 1))
     )
 

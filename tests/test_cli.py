@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mint_ray.config import PipelineConfig
+from mint_ray.loading import dump, from_data, load
+
+JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
+HEAVY = {"torch", "ray", "transformers", "trl", "peft", "deepspeed", "optuna"}
+
+
+def mint_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from mint_ray.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def spec(folder: Path, source: str, task: str = "{kind: rare_disease}", more: str = "") -> Path:
+    path = folder / "spec.yaml"
+    student = folder / "student"
+    path.write_text(
+        f"root: {folder / 'out'}\ntask: {task}\nprepare: {{source: {source}}}\n"
+        f"train: {{student: {{model_id: {student}}}}}\n{more}"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny import save_tiny_student
+
+    place = tmp_path_factory.mktemp("cli")
+    save_tiny_student(place / "student")
+    return place
+
+
+@pytest.mark.parametrize("module", ["mint_ray.config", "mint_ray.cli"])
+def test_configs_and_the_command_line_load_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*(name for name in {sorted(HEAVY)!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
+def test_every_shipped_spec_loads(path: Path) -> None:
+    config = load(PipelineConfig, path)
+    assert from_data(PipelineConfig, dump(config)) == config
+
+
+def test_schema_describes_every_field() -> None:
+    done = mint_ray("schema")
+    schema = json.loads(done.stdout)
+    bare = [
+        f"{name}.{key}"
+        for name, part in schema["$defs"].items()
+        for key, field in part.get("properties", {}).items()
+        if "description" not in field
+        and "$ref" not in field
+        and "allOf" not in field
+        and key not in ("kind", "resources")
+        and "discriminator" not in field
+    ]
+    assert bare == []
+
+
+ROWS = "record_id,group_id,label_id,phenotypes\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "task", "overrides", "expected"),
+    [
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.bta=1"], ["train.trainer.bta: unknown key", "'beta'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.beta=big"], ["train.trainer.beta", "'big'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["prepare.source.kind=hop"], ["prepare.source.kind: got 'hop'", "'hpo'"]),
+        ("{kind: phenopackets, uri: none.jsonl}", "{kind: rare_disease}", [], ["none.jsonl: no such file"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=/none/here"], ["/none/here"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=bundled:smol"], ["bundled:smol"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["score.without=[voice]"], ["score.without: got 'voice'", "face"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.train_batch_size=6"], ["train_batch_size: 6"]),
+        ("{kind: hpo, diseases: 5}", "{kind: rare_disease}", ["pair.sampler={kind: hard, top: 3}"], ["top 3 and bottom 3", "5"]),
+        ("{kind: hpo}", "{kind: rare_disease, labels: {ids: ['OMIM:1']}}", ["pair.sampler={kind: hard, top: 1}"], ["1"]),
+        ("{kind: hpo, patients_per_disease: 1, diseases: 6}", "{kind: rare_disease}", [], ["split is empty"]),
+    ],
+)  # fmt: skip
+def test_bad_input_gets_one_line_and_code_2_before_any_work(
+    folder: Path, source: str, task: str, overrides: list[str], expected: list[str]
+) -> None:
+    done = mint_ray("check", str(spec(folder, source, task)), *overrides)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mint-ray:")]
+    assert len(lines) == 1
+    for part in expected:
+        assert part in lines[0]
+
+
+def test_rows_that_are_bad_are_counted_until_there_are_too_many(folder: Path) -> None:
+    table = folder / "cases.csv"
+    good = [f"r{i},g{i},OMIM:{i % 2},HP:0001250;HP:0001249" for i in range(38)]
+    table.write_text(ROWS + "\n".join([*good, "r0,g0,OMIM:1,HP:0001250", "r99,g99,OMIM:1,HP:0001250"]) + "\n")
+    source = f"{{kind: table, uri: {table}}}"
+    sampler = "pair: {sampler: {kind: hard, top: 1}}\n"
+    done = mint_ray("check", str(spec(folder, source, more=sampler)), "prepare.max_bad_share=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "39 records" in done.stdout
+    assert "duplicate_record_id 1" in done.stdout
+    done = mint_ray("check", str(spec(folder, source, more=sampler)), "prepare.max_bad_share=0.01")
+    assert done.returncode == 2
+    assert "r0" in done.stderr
+    assert "1 of 40 rows are bad, more than max_bad_share 0.01" in done.stderr

@@ -1,0 +1,130 @@
+"""One whole run, tiny: made-up patients, the ontology teacher, a two-layer student."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mint_ray.artifacts import verify
+from tests.tiny import save_tiny_student
+
+pytestmark = pytest.mark.ray
+
+STAGES = ["prepare", "fit", "score", "pair", "train", "evaluate", "report"]
+
+
+def write_spec(folder: Path, student: Path) -> Path:
+    spec = folder / "tiny.yaml"
+    spec.write_text(f"""
+task: {{kind: rare_disease}}
+prepare:
+  source: {{kind: hpo, diseases: 8, patients_per_disease: 6}}
+  splits: {{validation: 0.2, test: 0.3}}
+score: {{without: [face]}}
+pair: {{sampler: {{kind: hard, top: 2}}}}
+train:
+  student: {{model_id: {student}, lora_rank: 2}}
+  trainer: {{kind: shared_prefix, train_batch_size: 8, max_length: 2048, max_steps: 3, logging_steps: 1}}
+  resources: {{cpus_per_worker: 1}}
+evaluate:
+  generation: {{max_new_tokens: 8}}
+  resources: {{cpus_per_actor: 1}}
+""")
+    return spec
+
+
+def mint_ray(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from mint_ray.cli import main; main()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=dict(os.environ))
+    assert done.returncode == code, done.stderr[-4000:]
+    return done
+
+
+def outcome(*arguments: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(mint_ray(*arguments, "--json").stdout.splitlines()[-1])
+    return result
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    student = folder / "student"
+    save_tiny_student(student)
+    return write_spec(folder, student)
+
+
+@pytest.fixture(scope="module")
+def first(spec: Path) -> dict[str, Any]:
+    return outcome("run", str(spec), "--root", str(spec.parent / "out"))
+
+
+def modified(found: dict[str, Any]) -> dict[str, int]:
+    return {stage: (Path(uri) / "manifest.json").stat().st_mtime_ns for stage, uri in found["artifacts"].items()}
+
+
+def test_every_stage_leaves_an_artifact_that_verifies(first: dict[str, Any]) -> None:
+    assert list(first["artifacts"]) == STAGES
+    for uri in first["artifacts"].values():
+        assert verify(uri) == []
+
+
+def test_every_method_is_measured_with_intervals(first: dict[str, Any]) -> None:
+    assert list(first["metrics"]) == ["teacher", "teacher without face", "base student", "aligned student"]
+    for measured in first["metrics"].values():
+        for estimate in measured.values():
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert first["metrics"]["teacher"]["top_1_accuracy"]["value"] > 0.8
+
+
+def test_a_second_run_executes_no_stage(spec: Path, first: dict[str, Any]) -> None:
+    before = modified(first)
+    again = outcome("run", str(spec), "--root", str(spec.parent / "out"))
+    assert again["artifacts"] == first["artifacts"]
+    assert modified(again) == before
+
+
+def test_beta_runs_train_and_what_follows_and_resources_run_nothing(spec: Path, first: dict[str, Any]) -> None:
+    root = ["--root", str(spec.parent / "out")]
+    resources = ["score.resources.batch_size=7", "score.resources.actors=2", "train.resources.max_failures=0"]
+    assert outcome("run", str(spec), *resources, *root)["artifacts"] == first["artifacts"]
+    other = outcome("run", str(spec), "train.trainer.beta=0.1", *root)["artifacts"]
+    assert [stage for stage in STAGES if other[stage] != first["artifacts"][stage]] == ["train", "evaluate", "report"]
+
+
+def test_pairs_are_read_as_other_trainers_read_them(first: dict[str, Any]) -> None:
+    from datasets import load_dataset
+
+    files = {split: f"{first['artifacts']['pair']}/{split}/*.parquet" for split in ("train", "validation")}
+    loaded = load_dataset("parquet", data_files=files)
+    row = loaded["train"][0]
+    assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
+    assert [turn["role"] for turn in row["chosen"] + row["rejected"]] == ["assistant", "assistant"]
+    assert len(row["chosen_labels"]) == len(row["rejected_labels"]) == 2
+    assert row["record_id"]
+
+
+def test_the_adapter_is_safetensors_and_nothing_is_left_of_the_run(spec: Path, first: dict[str, Any]) -> None:
+    names = {path.name for path in (Path(first["artifacts"]["train"]) / "adapter").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert list((spec.parent / "out" / "runs").iterdir()) == []
+
+
+def test_a_teacher_under_the_gate_stops_the_run(spec: Path, first: dict[str, Any]) -> None:
+    done = mint_ray("pair", str(spec), "pair.gate.top_1_accuracy=1.1", "--root", str(spec.parent / "out"), code=2)
+    assert "pair.gate.top_1_accuracy: the teacher has" in done.stderr
+    assert "the floor is 1.1" in done.stderr
+
+
+@pytest.mark.s3
+def test_a_run_lives_in_object_storage(spec: Path, s3_root: str) -> None:
+    found = outcome("run", str(spec), "train.trainer.max_steps=1", "--root", s3_root)
+    for uri in found["artifacts"].values():
+        assert uri.startswith(s3_root)
+        assert verify(uri) == []
