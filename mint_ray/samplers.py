@@ -22,9 +22,7 @@ class Sampler:
     top: Annotated[int, Field(description="Labels in the chosen list; the paper's k.")] = 3
     bottom: Annotated[
         int | None,
-        Field(
-            description="Labels in the rejected list, the paper's q; null: as many as `top`, so that length tells nothing."
-        ),
+        Field(description="Labels in the rejected list, the paper's q; null: as many as `top`."),
     ] = None
     pairs_per_record: Annotated[
         int,
@@ -32,9 +30,7 @@ class Sampler:
     ] = 1
     truth_first: Annotated[
         bool,
-        Field(
-            description="Put the known true label first in `chosen`, whatever the teacher says, and never in `rejected`."
-        ),
+        Field(description="Put the known true label first in `chosen`, whatever the teacher says of it."),
     ] = False
     seed: Annotated[
         int, Field(description="Seed of what is drawn at random; each record draws from its own stream.")

@@ -28,9 +28,12 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
 
 
 class Progress:
-    """Lines such as `score: 240 of 800 records, 31.2/s, 0:18 left`, at most one every few seconds."""
+    """Lines such as `score: 240 of 800 records, 31.2/s, 0:18 left`, at most one every few seconds.
 
-    def __init__(self, stage: str, total: int, unit: str) -> None:
+    Where nobody knows the total (None) the lines are `prepare: 240 rows, 31.2/s`.
+    """
+
+    def __init__(self, stage: str, total: int | None, unit: str) -> None:
         self.stage, self.total, self.unit = stage, total, unit
         self.done = 0
         self.started = self.spoken = time.monotonic()
@@ -39,17 +42,17 @@ class Progress:
         """Say that `done` of the whole are done; the last is always told."""
         self.done = done
         now = time.monotonic()
-        if done < self.total and now - self.spoken < SECONDS_BETWEEN_LINES:
+        if done != self.total and now - self.spoken < SECONDS_BETWEEN_LINES:
             return
         self.spoken = now
-        rate = done / max(now - self.started, 1e-9)
-        left = int((self.total - done) / rate) if rate else 0
-        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.1f} s each"
+        rate = max(done, 1) / max(now - self.started, 1e-9)
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        whole = left = ""
+        if self.total is not None:
+            seconds = int((self.total - done) / rate)
+            whole, left = f" of {self.total:,}", f", {seconds // 60}:{seconds % 60:02d} left"
         note = f", {note}" if note else ""
-        logger.info(
-            "%s: %s of %s %s, %s, %d:%02d left%s",
-            self.stage, f"{done:,}", f"{self.total:,}", self.unit, pace, left // 60, left % 60, note,
-        )  # fmt: skip
+        logger.info("%s: %s%s %s, %s%s%s", self.stage, f"{done:,}", whole, self.unit, pace, left, note)
 
     def add(self, count: int = 1, note: str = "") -> None:
         """Say that `count` more are done."""

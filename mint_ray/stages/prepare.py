@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mint_ray.artifacts import Artifact, open_artifact
@@ -15,6 +16,7 @@ from mint_ray.sources import BadRow, build_source
 from mint_ray.stages.config import Prepare, Splits
 from mint_ray.tasks import build_task, make_labels
 from mint_ray.tasks.config import AnyTask, Labels
+from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
@@ -123,12 +125,14 @@ def assign_splits(records: list[Record], config: Splits) -> list[Record]:
     return [dataclasses.replace(record, split=placed[record.group_id]) for record in records]
 
 
-def _read(rows: object) -> tuple[list[Record], Counter[str], str | None]:
+def _read(rows: Iterable[Record | BadRow]) -> tuple[list[Record], Counter[str], str | None]:
     records: list[Record] = []
     dropped: Counter[str] = Counter()
     first_bad: str | None = None
     seen: set[str] = set()
-    for row in rows:  # type: ignore[attr-defined]
+    progress = Progress("prepare", None, "rows")
+    for row in rows:
+        progress.add()
         if isinstance(row, BadRow):
             dropped[row.reason] += 1
             first_bad = first_bad or row.message
