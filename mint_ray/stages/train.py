@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 from transformers import TrainerCallback, set_seed
@@ -27,6 +30,7 @@ from mint_ray.stages.session import connect
 from mint_ray.students import load_model, load_tokenizer, save_adapter, student_revision
 from mint_ray.telemetry import Progress
 from mint_ray.trainers import build_trainer
+from mint_ray.trainers.deepspeed import gathered
 
 logger = logging.getLogger("mint_ray")
 
@@ -92,25 +96,26 @@ def train_worker(job: dict[str, Any]) -> None:
     if not train:
         raise ValueError(f"no pair fits in train.trainer.max_length {config.trainer.max_length}")
     model = load_model(config.student, trainable=True)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        resumed = _resume(place / "resume")
+    # one folder for all workers of a machine: each looks there for the best checkpoint, which only one has written
+    place = Path(tempfile.gettempdir()) / broadcast_from_rank_zero(f"mint-ray-{uuid.uuid4().hex}")
+    try:
         result = trainer.run(
             model=model,
             tokenizer=tokenizer,
             train=train,
             validation=validation,
-            output_dir=place / "checkpoints",
+            output_dir=place,
             per_device_train_batch_size=config.resources.per_device_train_batch_size,
             per_device_eval_batch_size=config.resources.per_device_eval_batch_size,
             num_workers=config.resources.num_workers,
-            callbacks=[Reporter(job["queue"] if rank == 0 else None)],
-            resume_from_checkpoint=resumed,
+            callbacks=[Reporter(job["queue"] if rank == 0 else None, sharded=config.trainer.zero_stage is not None)],
+            resume_from_checkpoint=_resume(place / f"resume-{rank}"),
         )
         last = place / "last"
+        with gathered(model, config.trainer):
+            if rank == 0:
+                save_adapter(model, tokenizer, last / ADAPTER)
         if rank == 0:
-            last.mkdir()
-            save_adapter(model, tokenizer, last / ADAPTER)
             outcome = {
                 "log_history": result.log_history,
                 "counts": {"records": len(train), "pairs": sum(len(example.pairs) for example in train)},
@@ -124,13 +129,16 @@ def train_worker(job: dict[str, Any]) -> None:
             }
             (last / OUTCOME).write_text(json.dumps(outcome))
         ray.train.report({"step": result.global_step}, Checkpoint.from_directory(str(last)) if rank == 0 else None)
+    finally:
+        if ray.train.get_context().get_local_rank() == 0:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 class Reporter(TrainerCallback):
     """Tells the driver how far training is, and hands each saved checkpoint to Ray Train."""
 
-    def __init__(self, queue: Queue | None) -> None:
-        self.queue = queue
+    def __init__(self, queue: Queue | None, sharded: bool) -> None:
+        self.queue, self.sharded = queue, sharded
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.queue is not None:
@@ -139,7 +147,9 @@ class Reporter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        checkpoint = Checkpoint.from_directory(str(saved)) if state.is_world_process_zero else None
+        # DeepSpeed's optimiser state lies in parts on the machines of their workers; otherwise the first has it all
+        whole = state.is_world_process_zero or self.sharded
+        checkpoint = Checkpoint.from_directory(str(saved)) if whole else None
         ray.train.report({"step": state.global_step}, checkpoint)
 
 

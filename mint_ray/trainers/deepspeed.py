@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 from mint_ray.trainers.config import AnyTrainer
 
@@ -30,3 +34,19 @@ def deepspeed_config(config: AnyTrainer) -> dict[str, Any] | None:
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
+
+
+@contextmanager
+def gathered(model: nn.Module, config: AnyTrainer) -> Iterator[None]:
+    """Within the block every worker holds the trained weights whole; ZeRO-3 leaves each with a part of them.
+
+    All workers must enter the block.
+    """
+    if config.zero_stage != 3:
+        yield
+        return
+    import deepspeed
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    with deepspeed.zero.GatheredParameters(trained):
+        yield
