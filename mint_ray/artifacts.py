@@ -138,7 +138,7 @@ class Artifact:
             self._publish(draft.folder, manifest)
 
     def _publish(self, folder: Path, manifest: Manifest) -> None:
-        content = json.dumps(dataclasses.asdict(manifest), indent=2, sort_keys=True).encode()
+        content = json.dumps(dataclasses.asdict(manifest), indent=2).encode()
         filesystem, path = storage.resolve(self.uri)
         if filesystem.type_name == "local":
             (folder / MANIFEST).write_bytes(content)
