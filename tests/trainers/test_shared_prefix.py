@@ -351,3 +351,6 @@ if __name__ == "__main__":
     rank = os.environ["RANK"]
     torch.save(trained, target.with_name(f"{target.name}-{rank}.pt"))
     target.with_name(f"{target.name}-{rank}.json").write_text(json.dumps(outcome.log_history))
+    # gloo's threads must be gone before the interpreter is, or it ends in an abort now and then
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
