@@ -7,21 +7,29 @@ import sys
 import time
 from pathlib import Path
 
+from mint_ray.loading import UserError
+
 SECONDS_BETWEEN_LINES = 5.0
 
 logger = logging.getLogger("mint_ray")
 
 
 def log_to(path: Path | None, quiet: bool = False) -> None:
-    """Send the package's log to the terminal (standard error) and to a file, one line an event."""
+    """Send the package's log to the terminal (standard error) and to a file, one line an event.
+
+    Raises UserError if the file cannot be written.
+    """
     logger.setLevel(logging.INFO)
     logger.propagate = False
     handlers: list[logging.Handler] = []
     if not quiet:
         handlers.append(logging.StreamHandler(sys.stderr))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger.handlers = handlers

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mint_ray.loading import UserError
 from mint_ray.telemetry import Progress, log_to
 
 
@@ -26,3 +27,9 @@ def test_progress_tells_rate_and_remaining_time_in_the_log_file(
         "score: 100 of 200 records, 10.0/s, 0:10 left",
         "score: 200 of 200 records, 10.0/s, 0:00 left, loss 1.0",
     ]
+
+
+def test_a_log_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/below/x\.log: cannot be written"):
+        log_to(tmp_path / "file" / "below" / "x.log", quiet=True)

@@ -104,7 +104,8 @@ def answer_records(
     """Table `answers` of one student on the test records; kept apart, so that the base student answers once."""
     inputs = {"records": records.name, "student": adapter.name if adapter else student_revision(student)}
     settings = {
-        "student": dump(student),
+        # not its LoRA settings: they are in the adapter's name, and the base student has none
+        "student": {"model_id": student.model_id, "revision": student.revision, "dtype": student.dtype},
         "generation": dump(config.generation),
         "task": dump(task),
         "length": length,

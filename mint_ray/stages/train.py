@@ -99,6 +99,9 @@ def train_worker(job: dict[str, Any]) -> None:
     # one folder for all workers of a machine: each looks there for the best checkpoint, which only one has written
     place = Path(tempfile.gettempdir()) / broadcast_from_rank_zero(f"mint-ray-{uuid.uuid4().hex}")
     try:
+        resumed = _resume(place / f"resume-{rank}")
+        if resumed and (Path(resumed) / OUTCOME).exists():
+            return  # an earlier attempt finished and died before its outcome was published
         result = trainer.run(
             model=model,
             tokenizer=tokenizer,
@@ -109,7 +112,7 @@ def train_worker(job: dict[str, Any]) -> None:
             per_device_eval_batch_size=config.resources.per_device_eval_batch_size,
             num_workers=config.resources.num_workers,
             callbacks=[Reporter(job["queue"] if rank == 0 else None, sharded=config.trainer.zero_stage is not None)],
-            resume_from_checkpoint=_resume(place / f"resume-{rank}"),
+            resume_from_checkpoint=resumed,
         )
         last = place / "last"
         with gathered(model, config.trainer):

@@ -67,3 +67,23 @@ def test_two_workers_learn_what_one_does(
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=2e-5)
     assert any(weight.abs().max() > 1e-4 for name, weight in expected.items() if "lora_B" in name)
+
+
+def test_a_run_that_died_before_it_was_published_is_not_trained_again(
+    alone: tuple[Artifact, Path, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, student, expected = alone
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Artifact, "_publish", die)
+        weights(tmp_path, pairs, student, 1, None)
+    [run] = (tmp_path / "runs").iterdir()
+    checkpoints = sorted(path.name for path in run.glob("checkpoint_*"))
+    assert checkpoints
+    found = weights(tmp_path, pairs, student, 1, None)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight)
+    assert list((tmp_path / "runs").iterdir()) == []
