@@ -60,6 +60,6 @@ def build_task(config: AnyTask, labels: Sequence[Label], length: int) -> Task:
 def make_labels(names: Mapping[str, Sequence[str]], config: AnyTask) -> list[Label]:
     """Labels in the order of `names` (the first name of each is the preferred one), with all synonyms that tell
     one label from the others. Raises UserError for a synonym file that cannot be read or two labels of one name."""
-    from mint_ray.tasks import rare_disease
+    from mint_ray.tasks import names as naming
 
-    return rare_disease.make_labels(names, config)
+    return naming.make_labels(names, config)

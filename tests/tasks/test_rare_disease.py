@@ -15,7 +15,7 @@ from mint_ray.ontology import load_ontology
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.tasks import Answer, Task, build_task, make_labels
 from mint_ray.tasks.config import RareDisease
-from mint_ray.tasks.rare_disease import head, inverted, normalise
+from mint_ray.tasks.names import head, inverted, normalise
 
 LABELS = [
     Label(label_id="OMIM:163950", name="Noonan syndrome 1", synonyms=["NS1"]),
