@@ -92,7 +92,8 @@ def train_worker(job: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(config.student)
     trainer = build_trainer(config.trainer)
     train, dropped = trainer.tokenize(pairs.rows(PreferencePair, "train"), tokenizer)
-    validation, _ = trainer.tokenize(pairs.rows(PreferencePair, "validation"), tokenizer)
+    validation, too = trainer.tokenize(pairs.rows(PreferencePair, "validation"), tokenizer)
+    dropped |= {f"validation: {reason}": count for reason, count in too.items()}
     if not train:
         raise ValueError(f"no pair fits in train.trainer.max_length {config.trainer.max_length}")
     model = load_model(config.student, trainable=True)

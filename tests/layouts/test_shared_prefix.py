@@ -14,7 +14,8 @@ from mint_ray.layouts.shared_prefix import PADDING, PREFIX, SharedPrefixLayout, 
 from mint_ray.loading import UserError
 from mint_ray.objectives import odds_ratio_losses, orpo_loss
 from mint_ray.records import Message, PreferencePair
-from mint_ray.trainers.shared_prefix import choose_layout, tokenize_pairs
+from mint_ray.trainers.shared_prefix import choose_layout
+from mint_ray.trainers.tokenization import tokenize_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 BETA = 0.5

@@ -17,7 +17,8 @@ from mint_ray.records import Message, PreferencePair
 from mint_ray.trainers import build_trainer
 from mint_ray.trainers.config import AnyTrainer, SharedPrefix
 from mint_ray.trainers.deepspeed import deepspeed_config
-from mint_ray.trainers.shared_prefix import run_training, tokenize_pairs
+from mint_ray.trainers.shared_prefix import run_training
+from mint_ray.trainers.tokenization import tokenize_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NAMES = ["Noonan", "Marfan", "Kabuki", "Williams", "Rett"]
