@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from mint_ray.records import from_table, to_table
 Row = TypeVar("Row")
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
@@ -95,9 +96,9 @@ class Artifact:
         """The URI of one file or folder of the artifact."""
         return storage.join(self.uri, path)
 
-    def table_uris(self, table: str) -> list[str]:
-        """URIs of the Parquet parts of one table, as the manifest lists them, in order."""
-        return [self.file_uri(file.path) for file in self.manifest.files if file.path.startswith(f"{table}/")]
+    def table_files(self, table: str) -> list[File]:
+        """The Parquet parts of one table, as the manifest lists them, in order."""
+        return [file for file in self.manifest.files if file.path.startswith(f"{table}/")]
 
     def tables(self) -> list[str]:
         """Names of the tables that the artifact holds."""
@@ -105,18 +106,28 @@ class Artifact:
 
     def rows(self, row: type[Row], table: str) -> list[Row]:
         """All rows of one table; only files that the manifest lists are read. Raises ValueError on another schema."""
-        found: list[Row] = []
-        for uri in self.table_uris(table):
-            with storage.open_input(uri) as stream:
-                found += from_table(row, pq.read_table(stream))
-        return found
+        return [
+            item for file in self.table_files(table) for item in from_table(row, read_part(self.file_uri(file.path)))
+        ]
+
+    def write_part(self, path: str, row: type[Row], rows: list[Row]) -> File:
+        """Write one Parquet file straight to where the artifact belongs, from any worker, ahead of the manifest.
+
+        The same rows give the same bytes: a task that names its files by what it was given, and is run again after
+        its worker died, puts back what lay there. Whoever holds the draft adds the files that are returned.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(to_table(rows, row), sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        storage.write_bytes(self.file_uri(path), content)
+        return File(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), rows=len(rows))
 
     @contextmanager
     def write(self) -> Iterator[Draft]:
         """Stage an output in a local folder and publish it when the block ends without an error.
 
-        Two runs of one spec do not mix: on a disk the whole folder appears at once, and the later run keeps the
-        earlier one's.
+        Of two runs of one spec the later keeps what the earlier published. On a disk the whole folder appears at once,
+        unless parts of it were written in place; what lies there and is not in the draft is then removed.
         """
         with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
             draft = Draft(Path(folder))
@@ -127,7 +138,7 @@ class Artifact:
                 fingerprint=self.name.rpartition("-")[2],
                 config=self.config,
                 inputs=self.inputs,
-                files=draft.files(),
+                files=sorted([*draft.files(), *draft.placed], key=lambda file: file.path),
                 counts=dict(draft.counts),
                 dropped=dict(sorted(draft.dropped.items())),
                 metrics=draft.metrics,
@@ -135,12 +146,14 @@ class Artifact:
                 versions=package_versions(),
                 git_revision=git_revision(),
             )
-            self._publish(draft.folder, manifest)
+            if not self.is_complete:
+                self._publish(draft, manifest)
 
-    def _publish(self, folder: Path, manifest: Manifest) -> None:
+    def _publish(self, draft: Draft, manifest: Manifest) -> None:
+        folder = draft.folder
         content = json.dumps(dataclasses.asdict(manifest), indent=2).encode()
         filesystem, path = storage.resolve(self.uri)
-        if filesystem.type_name == "local":
+        if filesystem.type_name == "local" and not draft.placed:
             (folder / MANIFEST).write_bytes(content)
             staged = f"{path}.{os.getpid()}.staging"
             shutil.copytree(folder, staged)
@@ -153,8 +166,10 @@ class Artifact:
                 if not self.is_complete:
                     raise
             return
-        for file in manifest.files:
+        for file in draft.files():
             storage.upload(str(folder / file.path), self.file_uri(file.path))
+        for stray in _unlisted(self.uri, manifest):
+            storage.delete_file(self.file_uri(stray))
         storage.write_bytes(storage.join(self.uri, MANIFEST), content)
 
 
@@ -163,19 +178,33 @@ class Draft:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.placed: list[File] = []
+        """Files that workers wrote to their place themselves (`Artifact.write_part`)."""
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.metrics: dict[str, Any] = {}
 
-    def write_rows(self, row: type[Row], table: str, rows: Iterable[Row]) -> int:
-        """Write rows of one class as Parquet parts below `table/`; returns how many. An empty table has one part."""
+    def write_rows(
+        self,
+        row: type[Row],
+        table: str,
+        rows: Iterable[Row],
+        *,
+        rows_per_part: int = ROWS_PER_PART,
+        together: Callable[[Row], object] | None = None,
+    ) -> int:
+        """Write rows of one class as Parquet parts below `table/`; returns how many. An empty table has one part.
+
+        Neighbours that are equal under `together` are never parted, if need be in a part that is longer.
+        """
         (self.folder / table).mkdir()
-        count, part, held = 0, 0, []
+        count, part = 0, 0
+        held: list[Row] = []
         for item in rows:
-            held.append(item)
-            if len(held) == ROWS_PER_PART:
+            if len(held) >= rows_per_part and not (together and together(item) == together(held[-1])):
                 self._write_part(row, table, part, held)
                 count, part, held = count + len(held), part + 1, []
+            held.append(item)
         if held or part == 0:
             self._write_part(row, table, part, held)
         return count + len(held)
@@ -195,6 +224,12 @@ class Draft:
 
     def _write_part(self, row: type[Any], table: str, part: int, rows: list[Any]) -> None:
         pq.write_table(to_table(rows, row), self.folder / table / f"part-{part:05d}.parquet", compression="zstd")
+
+
+def read_part(uri: str) -> pa.Table:
+    """The whole of one Parquet file. Raises UserError when it is missing."""
+    with storage.open_input(uri) as stream:
+        return pq.read_table(stream)
 
 
 def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
@@ -236,11 +271,7 @@ def verify(uri: str) -> list[str]:
             for key in ("bytes", "sha256", "rows")
             if getattr(found, key) != getattr(file, key)
         ]
-    below = len(storage.absolute(uri)) + 1
-    listed = {file.path for file in manifest.files} | {MANIFEST}
-    found_paths = [storage.absolute(place)[below:] for place in storage.list_files(uri)]
-    problems += [f"{path}: not in the manifest" for path in found_paths if path not in listed]
-    return problems
+    return problems + [f"{path}: not in the manifest" for path in _unlisted(uri, manifest)]
 
 
 @functools.cache
@@ -272,6 +303,14 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _unlisted(uri: str, manifest: Manifest) -> list[str]:
+    """Files that lie at `uri` and are no part of the artifact, relative to it."""
+    below = len(storage.absolute(uri)) + 1
+    places = storage.list_files(uri) if storage.exists(uri) else []
+    found = [storage.absolute(place)[below:] for place in places]
+    return sorted(set(found) - {file.path for file in manifest.files} - {MANIFEST})
 
 
 def _describe(folder: str, path: str) -> File:

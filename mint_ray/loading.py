@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,12 +35,16 @@ def settings(cls: type[T]) -> type[T]:
     return made
 
 
-def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """Read `cls` from a YAML file with overrides such as `train.trainer.beta=0.2` laid over it.
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: Sequence[str | Path] = ()) -> T:
+    """Read `cls` from a YAML file, partial files `layers` and overrides such as `train.trainer.beta=0.2` laid over it.
 
-    Raises UserError naming the file, the dotted path, the value and, for an unknown key, the nearest one.
+    A mapping of a layer is merged key by key with what lies below, unless it changes its `kind`; all else replaces.
+    Raises UserError naming where the value came from (file or override), the dotted path, the value and, for an
+    unknown key, the nearest one.
     """
-    data = read_yaml(path)
+    said = _say(read_yaml(path), str(path))
+    for layer in layers:
+        _lay_over(said, _say(read_yaml(layer), str(layer)))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -48,18 +53,14 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
             value = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:
             raise UserError(f"override {override!r}: not YAML: {_one_line(error)}") from error
-        _put(data, key.split("."), value, override)
-    return from_data(cls, data, where=str(path))
+        where = f"override {override!r}"
+        _put(said, key.split("."), _say(value, where), where)
+    return _build(cls, said, where=str(path))
 
 
 def from_data(cls: type[T], data: Any, where: str = "config") -> T:
     """Build `cls` from plain data; `where` names the file in errors. Raises UserError."""
-    # JSON in strict mode: lists become tuples, yet "5" is no number and true is no 1
-    try:
-        return TypeAdapter(cls).validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as error:
-        lines = [_explain(cls, item) for item in error.errors(include_url=False)]
-        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from error
+    return _build(cls, _say(data, where), where)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -86,10 +87,10 @@ def dump(config: Any) -> dict[str, Any]:
 
 def replace(config: T, changes: Mapping[str, Any]) -> T:
     """A copy of `config` with dotted paths changed, checked as if it had been loaded so."""
-    data = dump(config)
+    said = _say(dump(config), "config")
     for key, value in changes.items():
-        _put(data, key.split("."), value, key)
-    return from_data(type(config), data)
+        _put(said, key.split("."), _say(value, "config"), f"change {key!r}")
+    return _build(type(config), said, "config")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -103,13 +104,96 @@ def json_schema(cls: type[Any]) -> dict[str, Any]:
     return TypeAdapter(cls).json_schema()
 
 
-def _put(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Said:
+    """A value that is no mapping, and the file or override that says it."""
+
+    value: Any
+    where: str
+
+
+def _say(data: Any, where: str) -> Any:
+    """`data` with every value that is no mapping as a `_Said`."""
+    return {key: _say(value, where) for key, value in data.items()} if isinstance(data, dict) else _Said(data, where)
+
+
+def _unsay(said: Any) -> Any:
+    return {key: _unsay(value) for key, value in said.items()} if isinstance(said, dict) else said.value
+
+
+def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
+    for key, value in above.items():
+        under = below.get(key)
+        if isinstance(under, dict) and isinstance(value, dict) and not _changes_kind(under, value):
+            _lay_over(under, value)
+        else:
+            below[key] = value
+
+
+def _changes_kind(below: dict[str, Any], above: dict[str, Any]) -> bool:
+    # a union is never without its kind; what states none has but one
+    return "kind" in below and "kind" in above and _unsay(below["kind"]) != _unsay(above["kind"])
+
+
+def _put(said: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
     for key in keys[:-1]:
-        below = data.setdefault(key, {})
+        below = said.setdefault(key, {})
         if not isinstance(below, dict):
-            raise UserError(f"override {override!r}: {key} is {below!r}, not a section")
-        data = below
-    data[keys[-1]] = value
+            raise UserError(f"{where}: {key} is {below.value!r}, not a section")
+        said = below
+    said[keys[-1]] = value
+
+
+def _build(cls: type[T], said: Any, where: str) -> T:
+    # JSON in strict mode: lists become tuples, yet "5" is no number and true is no 1
+    try:
+        plain = _with_default_kinds(cls, _unsay(said))
+        return TypeAdapter(cls).validate_json(json.dumps(plain, default=str), strict=True)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors(include_url=False):
+            path, text = _explain(cls, item)
+            lines.append(": ".join([_speakers(said, path, text) or where, *([".".join(path)] if path else []), text]))
+        raise UserError("\n".join(lines)) from error
+
+
+def _with_default_kinds(cls: Any, plain: Any) -> Any:
+    """`plain` with the default's `kind` in every section of a union that states none: `a.beta=1` needs no `a.kind`."""
+    if not isinstance(plain, dict) or not dataclasses.is_dataclass(cls):
+        return plain
+    hints, filled = typing.get_type_hints(cls, include_extras=True), dict(plain)
+    for field in dataclasses.fields(cls):
+        section = plain.get(field.name)
+        members = [member for member in _members(hints[field.name]) if dataclasses.is_dataclass(member)]
+        if not isinstance(section, dict) or not members:
+            continue
+        kind = getattr(field.default, "kind", None)
+        if len(members) > 1 and "kind" not in section and kind is not None:
+            section = {"kind": kind, **section}
+        chosen = [member for member in members if len(members) == 1 or _tag(member) == section.get("kind")]
+        filled[field.name] = _with_default_kinds(chosen[0], section) if chosen else section
+    return filled
+
+
+def _speakers(said: Any, path: Sequence[str], text: str) -> str:
+    """Who said what stands at `path`; of a section, the keys that `text` names; "" where that would be everybody."""
+    part = said
+    for key in path:
+        if not isinstance(part, dict) or key not in part:
+            break
+        part = part[key]
+    if isinstance(part, dict):
+        words = set(re.findall(r"\w+", text))
+        part = {key: value for key, value in part.items() if key in words} or part
+    return "" if part is said else ", ".join(dict.fromkeys(_every_speaker(part)))
+
+
+def _every_speaker(said: Any) -> Iterator[str]:
+    if isinstance(said, dict):
+        for value in said.values():
+            yield from _every_speaker(value)
+    else:
+        yield said.where
 
 
 def _without_resources(part: Any) -> Any:
@@ -120,7 +204,8 @@ def _without_resources(part: Any) -> Any:
     return part
 
 
-def _explain(cls: type[Any], error: Any) -> str:
+def _explain(cls: type[Any], error: Any) -> tuple[list[str], str]:
+    """Where an error lies, as the user wrote it, and what it is."""
     loc, kind = error["loc"], error["type"]
     path, owner = _walk(cls, loc)
     value = f"got {error['input']!r}"
@@ -128,22 +213,23 @@ def _explain(cls: type[Any], error: Any) -> str:
         known = [field.name for field in dataclasses.fields(owner)] if owner else []
         near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        return f"{path}: unknown key ({value}); {hint}"
+        return path, f"unknown key ({value}); {hint}"
     if kind == "missing":
-        return f"{path}: required, and not given"
+        return path, "required, and not given"
     if kind == "union_tag_invalid":
         tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"]
         near = difflib.get_close_matches(tag, [name.strip(" '") for name in expected.split(",")], n=1, cutoff=0.5)
-        return f"{path}.kind: got {tag!r}; {f'did you mean {near[0]!r}?' if near else f'expected one of {expected}'}"
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {expected}"
+        return [*path, "kind"], f"got {tag!r}; {hint}"
     if kind == "union_tag_not_found":
-        return f"{path}.kind: required, and not given"
+        return [*path, "kind"], "required, and not given"
     if kind == "value_error":
-        return f"{path}: {error['ctx']['error']}" if path else str(error["ctx"]["error"])
-    return f"{path}: {error['msg'][0].lower()}{error['msg'][1:]}, {value}"
+        return path, str(error["ctx"]["error"])
+    return path, f"{error['msg'][0].lower()}{error['msg'][1:]}, {value}"
 
 
-def _walk(cls: Any, loc: tuple[Any, ...]) -> tuple[str, Any]:
-    """The dotted path of an error as the user wrote it (union tags left out), and the class that owns its last key."""
+def _walk(cls: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """The path of an error as the user wrote it (union tags left out), and the class that owns its last key."""
     path: list[str] = []
     owner: Any = None
     current = cls
@@ -160,7 +246,7 @@ def _walk(cls: Any, loc: tuple[Any, ...]) -> tuple[str, Any]:
             hints.get(part) if owner else (arguments[-2 if arguments[-1] is Ellipsis else -1] if arguments else None)
         )
         path.append(str(part))
-    return ".".join(path), owner
+    return path, owner
 
 
 def _members(annotation: Any) -> Iterator[Any]:

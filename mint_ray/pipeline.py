@@ -1,10 +1,11 @@
-"""The whole story: records, teacher, scores, pairs, student, evaluation, report."""
+"""The whole story: records, teacher, scores, pairs, tokens, student, evaluation, report."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact
@@ -17,10 +18,12 @@ from mint_ray.stages.pair import check_lengths, draw_pairs
 from mint_ray.stages.prepare import prepare_records
 from mint_ray.stages.report import write_report
 from mint_ray.stages.score import score_records
+from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
 from mint_ray.students import check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
+from mint_ray.trainers import build_trainer
 
 logger = logging.getLogger("mint_ray")
 
@@ -31,7 +34,8 @@ STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
     "fit": lambda c, done: fit_teacher(c.root, c.fit, done["prepare"]),
     "score": lambda c, done: score_records(c.root, c.score, c.task, done["fit"], done["prepare"]),
     "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, done["prepare"], done["score"]),
-    "train": lambda c, done: train_student(c.root, c.train, done["pair"]),
+    "tokenize": lambda c, done: tokenize_pairs(c.root, c.train, done["pair"]),
+    "train": lambda c, done: train_student(c.root, c.train, done["tokenize"]),
     "evaluate": lambda c, done: evaluate_student(
         c.root, c.evaluate, c.task, c.pair.sampler, done["prepare"], done["score"], done["train"]
     ),
@@ -67,12 +71,9 @@ def check_pipeline(config: PipelineConfig) -> None:
             raise UserError(f"score.without: got {modality!r}; the task has {', '.join(modalities)}")
     if config.task.labels.ids:
         check_lengths(config.pair, len(config.task.labels.ids))
-    resources, batch = config.train.resources, config.train.trainer.train_batch_size
-    together = resources.num_workers * resources.per_device_train_batch_size
-    if batch % together:
-        raise UserError(
-            f"train.trainer.train_batch_size: {batch} is no multiple of num_workers {resources.num_workers} x "
-            f"per_device_train_batch_size {resources.per_device_train_batch_size}"
-        )
+    build_trainer(config.train.trainer)
+    for tracker in config.train.resources.report_to:
+        if find_spec(tracker) is None:
+            raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
     storage.check_writable(config.root)
     check_student(config.train.student)

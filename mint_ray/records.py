@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -12,6 +14,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = typing.get_args(Split)
 
 Row = TypeVar("Row")
+
+# asked for once a class: working them out takes longer than reading a row
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +92,21 @@ class PreferencePair:
     sampler: str
     chosen_labels: list[str]
     rejected_labels: list[str]
+    note_span: list[int] | None = None
+    """[start, end) of the note in the last message of the prompt, in characters; None where it does not stand there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizedRecord:
+    """One record's pairs as the student reads them: a prompt, distinct completions, and which is preferred to which."""
+
+    record_id: str
+    prompt_ids: list[int]
+    completions: list[list[int]]
+    pairs: list[list[int]]
+    """[chosen, rejected] as indices into `completions`."""
+    reference_logps: list[float] | None = None
+    """Log-probability of each completion under the base student; None unless the objective compares with it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +125,7 @@ class Prediction:
 
 def schema_of(row: type[Any]) -> pa.Schema:
     """The Arrow schema of a row class, so that a column of nulls keeps its type."""
-    hints = typing.get_type_hints(row)
+    hints = _hints(row)
     return pa.schema([_field(field.name, hints[field.name]) for field in dataclasses.fields(row)])
 
 
@@ -116,7 +136,7 @@ def to_table(rows: list[Any], row: type[Any]) -> pa.Table:
 
 def from_dict(row: type[Row], values: dict[str, Any]) -> Row:
     """One Arrow row (`to_pylist`) as an instance of `row`."""
-    hints = typing.get_type_hints(row)
+    hints = _hints(row)
     return row(**{name: _revive(hints[name], value) for name, value in values.items()})
 
 
@@ -147,8 +167,9 @@ def _arrow(annotation: Any) -> pa.DataType:
     if origin is dict:
         return pa.map_(pa.string(), _arrow(arguments[1]))
     if dataclasses.is_dataclass(annotation):
-        hints = typing.get_type_hints(annotation)
-        return pa.struct([pa.field(field.name, _arrow(hints[field.name])) for field in dataclasses.fields(annotation)])
+        hints = _hints(annotation)
+        inner = {field.name: _strip_optional(hints[field.name])[0] for field in dataclasses.fields(annotation)}
+        return pa.struct([pa.field(name, _arrow(hint)) for name, hint in inner.items()])
     raise TypeError(f"no Arrow type for {annotation!r}")
 
 

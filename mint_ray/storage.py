@@ -112,6 +112,13 @@ def download_folder(uri: str, local_path: str) -> None:
     fs.copy_files(path, local_path, source_filesystem=filesystem, destination_filesystem=fs.LocalFileSystem())
 
 
+def delete_file(uri: str) -> None:
+    """Remove one file, if it is there."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
+
+
 def delete_folder(uri: str) -> None:
     """Remove a folder and all below it, if it is there."""
     filesystem, path = resolve(uri)
@@ -133,8 +140,7 @@ def check_writable(uri: str) -> None:
     probe = join(uri, ".writable")
     try:
         write_bytes(probe, b"")
-        filesystem, path = resolve(probe)
-        filesystem.delete_file(path)
+        delete_file(probe)
     except OSError as error:
         raise UserError(f"{uri}: cannot be written: {' '.join(str(error).split())}") from error
 

@@ -17,6 +17,8 @@ import pytest
 # set before anything starts Ray or reads a hub
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# a Ray of our own, whatever else runs on this machine
+os.environ.setdefault("RAY_ADDRESS", "local")
 
 BUCKET = "mint"
 

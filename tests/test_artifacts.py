@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.artifacts import Artifact, open_artifact, verify
+from mint_ray import storage
+from mint_ray.artifacts import MANIFEST, Artifact, open_artifact, read_part, verify
 from mint_ray.loading import UserError
-from mint_ray.records import Label
+from mint_ray.records import Label, from_table
 
 
 def finished(root: Path, value: int = 1) -> Artifact:
@@ -92,3 +93,79 @@ def test_verify_recomputes_the_fingerprint(tmp_path: Path) -> None:
 def test_a_folder_without_a_manifest_is_not_an_artifact(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not finished"):
         verify(str(tmp_path))
+
+
+def labels(*names: str) -> list[Label]:
+    return [Label(label_id=f"{number}:{name}", name=name) for number, name in enumerate(names)]
+
+
+def write_in_place(artifact: Artifact, *names: str) -> None:
+    """As a driver whose workers write `labels/part-00000-000.parquet` themselves."""
+    with artifact.write() as draft:
+        draft.placed.append(artifact.write_part("labels/part-00000-000.parquet", Label, labels(*names)))
+        draft.write_text("notes/remark.txt", "staged")
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else str(request.getfixturevalue("s3_root"))
+
+
+def test_what_workers_wrote_in_place_is_published_beside_what_was_staged(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    write_in_place(artifact, "A", "B")
+    assert artifact.rows(Label, "labels") == labels("A", "B")
+    assert {file.path: file.rows for file in artifact.manifest.files} == {
+        "labels/part-00000-000.parquet": 2,
+        "notes/remark.txt": None,
+    }
+    assert verify(artifact.uri) == []
+
+
+def test_a_part_written_again_is_the_same_file(tmp_path: Path) -> None:
+    artifact = open_artifact(str(tmp_path), "tokenize", {}, {})
+    first = artifact.write_part("labels/part-00000-000.parquet", Label, labels("A", "B"))
+    assert artifact.write_part("labels/part-00000-000.parquet", Label, labels("A", "B")) == first
+    assert artifact.write_part("labels/part-00000-000.parquet", Label, labels("A", "C")).sha256 != first.sha256
+
+
+def test_parts_without_a_manifest_are_not_an_artifact_and_go_when_a_later_run_publishes(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    with pytest.raises(RuntimeError), artifact.write() as draft:
+        for part in range(3):
+            draft.placed.append(artifact.write_part(f"labels/part-{part:05d}-000.parquet", Label, labels("dead")))
+        raise RuntimeError
+    assert not artifact.is_complete
+    write_in_place(artifact, "A")
+    assert artifact.rows(Label, "labels") == labels("A")
+    assert verify(artifact.uri) == []
+
+
+def test_a_run_that_comes_late_changes_nothing_that_is_published(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    with artifact.write() as late:
+        late.placed.append(artifact.write_part("labels/part-00000-000.parquet", Label, labels("A")))
+        write_in_place(open_artifact(anywhere, "tokenize", {}, {}), "A")
+        published = storage.read_bytes(artifact.file_uri(MANIFEST))
+    assert storage.read_bytes(artifact.file_uri(MANIFEST)) == published
+    assert verify(artifact.uri) == []
+
+
+def test_rows_that_belong_together_share_a_part(tmp_path: Path) -> None:
+    artifact = open_artifact(str(tmp_path), "pair", {}, {})
+    rows = [Label(label_id=key, name=str(number)) for number, key in enumerate("aaabbcddddde")]
+    with artifact.write() as draft:
+        count = draft.write_rows(Label, "labels", rows, rows_per_part=4, together=lambda label: label.label_id)
+    assert count == len(rows)
+    parts = [from_table(Label, read_part(artifact.file_uri(file.path))) for file in artifact.table_files("labels")]
+    assert ["".join(label.label_id for label in part) for part in parts] == ["aaabb", "cddddd", "e"]
+    assert artifact.rows(Label, "labels") == rows
+
+
+def test_parts_have_the_length_asked_for(tmp_path: Path) -> None:
+    artifact = open_artifact(str(tmp_path), "pair", {}, {})
+    with artifact.write() as draft:
+        draft.write_rows(Label, "labels", labels(*"abcdefgh"), rows_per_part=4)
+        draft.write_rows(Label, "more", labels(*"abcdefghi"), rows_per_part=4)
+    assert [file.rows for file in artifact.table_files("labels")] == [4, 4]
+    assert [file.rows for file in artifact.table_files("more")] == [4, 4, 1]

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mint_ray.cli import VERBS, cli
 from mint_ray.config import PipelineConfig
 from mint_ray.loading import dump, from_data, load
 
@@ -73,14 +75,14 @@ ROWS = "record_id,group_id,label_id,phenotypes\n"
 @pytest.mark.parametrize(
     ("source", "task", "overrides", "expected"),
     [
-        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.bta=1"], ["train.trainer.bta: unknown key", "'beta'"]),
-        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.beta=big"], ["train.trainer.beta", "'big'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective={kind: orpo, bta: 1}"], ["train.trainer.objective.bta: unknown key", "'beta'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective={kind: orpo, beta: big}"], ["train.trainer.objective.beta", "'big'"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["prepare.source.kind=hop"], ["prepare.source.kind: got 'hop'", "'hpo'"]),
         ("{kind: phenopackets, uri: none.jsonl}", "{kind: rare_disease}", [], ["none.jsonl: no such file"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=/none/here"], ["/none/here"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=bundled:smol"], ["bundled:smol"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["score.without=[voice]"], ["score.without: got 'voice'", "face"]),
-        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.train_batch_size=6"], ["train_batch_size: 6"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.kind=trl"], ["objective.nll_on"]),
         ("{kind: hpo, diseases: 5}", "{kind: rare_disease}", ["pair.sampler={kind: hard, top: 3}"], ["top 3 and bottom 3", "5"]),
         ("{kind: hpo}", "{kind: rare_disease, labels: {ids: ['OMIM:1']}}", ["pair.sampler={kind: hard, top: 1}"], ["1"]),
         ("{kind: hpo, patients_per_disease: 1, diseases: 6}", "{kind: rare_disease}", [], ["split is empty"]),
@@ -96,6 +98,52 @@ def test_bad_input_gets_one_line_and_code_2_before_any_work(
     assert len(lines) == 1
     for part in expected:
         assert part in lines[0]
+
+
+def test_layers_are_laid_over_the_spec_in_order_and_a_bad_one_is_named(folder: Path) -> None:
+    layers = []
+    for name, text in {
+        "few.yaml": "prepare: {source: {diseases: 5}}",
+        "two.yaml": "pair: {sampler: {kind: hard, top: 2}}",
+        "bad.yaml": "train: {resources: {zero_stage: 4}}",
+    }.items():
+        (folder / name).write_text(text)
+        layers += ["--with", str(folder / name)]
+    path = str(spec(folder, "{kind: hpo}"))
+    done = mint_ray("check", path, *layers[:4])
+    assert done.returncode == 0, done.stderr
+    assert "5 labels" in done.stdout
+    done = mint_ray("check", *layers, path)
+    assert done.returncode == 2
+    assert (
+        f"mint-ray: {folder / 'bad.yaml'}: train.resources.zero_stage: input should be 0, 1, 2 or 3, got 4"
+        in done.stderr
+    )
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "check"])
+def test_every_verb_that_takes_a_spec_takes_layers(verb: str, folder: Path) -> None:
+    result = CliRunner().invoke(cli, [verb, str(folder / "spec.yaml"), "--with", str(folder / "none.yaml")])
+    assert str(result.exception).endswith("none.yaml: no such file")
+
+
+def test_check_estimates_the_memory_of_training_for_the_student_at_hand(folder: Path) -> None:
+    from tests.llamas import LLAMAS
+
+    large = folder / "llama"
+    LLAMAS["1b"].save_pretrained(large)
+    # what lies in the other files is not read
+    for name in ("model.safetensors", "tokenizer.json"):
+        (large / name).touch()
+    full = [f"train.student.model_id={large}", "train.student.lora_rank=null", "train.trainer.max_length=500"]
+    done = mint_ray("check", str(spec(folder, "{kind: hpo, diseases: 8}")), *full, "train.resources.gpus_per_worker=1")
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.splitlines()[-1]
+    # a prompt with its longest answer, and the other answer, of at most 96 tokens
+    assert line.startswith("estimated, for records of 596 tokens: a training worker takes ")
+    # 1,235,814,400 weights in float32, each with a gradient and two moments
+    assert "of GPU (weights 4.94, gradients 4.94, optimizer 9.89, " in line
+    assert line.endswith("its machine holds 4.94 GB for it")
 
 
 def test_rows_that_are_bad_are_counted_until_there_are_too_many(folder: Path) -> None:

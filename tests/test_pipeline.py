@@ -16,7 +16,7 @@ from tests.tiny import save_tiny_student
 
 pytestmark = pytest.mark.ray
 
-STAGES = ["prepare", "fit", "score", "pair", "train", "evaluate", "report"]
+STAGES = ["prepare", "fit", "score", "pair", "tokenize", "train", "evaluate", "report"]
 
 
 def write_spec(folder: Path, student: Path) -> Path:
@@ -30,7 +30,7 @@ score: {{without: [face]}}
 pair: {{sampler: {{kind: hard, top: 2}}}}
 train:
   student: {{model_id: {student}, lora_rank: 2}}
-  trainer: {{kind: shared_prefix, train_batch_size: 8, max_length: 2048, max_steps: 3, logging_steps: 1}}
+  trainer: {{train_batch_size: 8, max_length: 2048, max_steps: 3, logging_steps: 1}}
   resources: {{cpus_per_worker: 1}}
 evaluate:
   generation: {{max_new_tokens: 8}}
@@ -93,7 +93,7 @@ def test_beta_runs_train_and_what_follows_and_resources_run_nothing(spec: Path, 
     root = ["--root", str(spec.parent / "out")]
     resources = ["score.resources.batch_size=7", "score.resources.actors=2", "train.resources.max_failures=0"]
     assert outcome("run", str(spec), *resources, *root)["artifacts"] == first["artifacts"]
-    other = outcome("run", str(spec), "train.trainer.beta=0.1", *root)["artifacts"]
+    other = outcome("run", str(spec), "train.trainer.objective.beta=0.1", *root)["artifacts"]
     assert [stage for stage in STAGES if other[stage] != first["artifacts"][stage]] == ["train", "evaluate", "report"]
 
 

@@ -1,9 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pyarrow as pa
 import pytest
 
-from mint_ray.records import Label, Message, Phenotype, PreferencePair, Record, from_table, schema_of, to_table
+from mint_ray.records import (
+    Label,
+    Message,
+    Phenotype,
+    PreferencePair,
+    Record,
+    TokenizedRecord,
+    from_table,
+    schema_of,
+    to_table,
+)
 
 RECORD = Record(
     record_id="r", group_id="g", label_id="l", phenotypes=[Phenotype(id="HP:1", label="x", excluded=True)],
@@ -12,17 +24,20 @@ RECORD = Record(
 PAIR = PreferencePair(
     prompt=[Message(role="user", content="?")], chosen=[Message(role="assistant", content="a")],
     rejected=[Message(role="assistant", content="b")], record_id="r", split="train", teacher="t", sampler="hard",
-    chosen_labels=["a"], rejected_labels=["b"],
+    chosen_labels=["a"], rejected_labels=["b"], note_span=[0, 1],
 )  # fmt: skip
+TOKENS = TokenizedRecord(record_id="r", prompt_ids=[1, 2], completions=[[3], [4, 5]], pairs=[[0, 1]])
+REFERRED = dataclasses.replace(TOKENS, reference_logps=[-0.1, -2.0])
 
 
-@pytest.mark.parametrize("row", [RECORD, PAIR, Label(label_id="a", name="A")])
+@pytest.mark.parametrize("row", [RECORD, PAIR, TOKENS, REFERRED, Label(label_id="a", name="A")])
 def test_a_row_survives_arrow(row: object) -> None:
     assert from_table(type(row), to_table([row], type(row))) == [row]
 
 
 def test_a_column_of_nulls_keeps_its_type() -> None:
     assert to_table([RECORD], Record).schema.field("text").type == pa.string()
+    assert to_table([TOKENS], TokenizedRecord).schema == to_table([REFERRED], TokenizedRecord).schema
 
 
 def test_required_columns_are_not_nullable() -> None:

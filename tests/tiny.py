@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -49,25 +61,44 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
-    """A Llama of two layers and width 32 with random weights, in float32."""
+SIZES = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 8}),
+    "gemma": (GemmaConfig, {"head_dim": 8}),
+    # a window shorter than any prompt, in every second layer or in all
+    "gemma3": (
+        Gemma3TextConfig,
+        {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "mistral": (MistralConfig, {"head_dim": 8, "sliding_window": 4}),
+    # logits changed behind the head
+    "granite": (GraniteConfig, {"logits_scaling": 3.0}),
+    "gemma2": (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": None}),
+}
+"""Kinds of model that differ in norms, masks, positions or head."""
+
+
+def tiny_model(seed: int = 0, family: str = "llama", **changes: Any) -> Any:
+    """A causal model of two layers and width 32 with random weights, in float32; `changes` are to its config."""
+    config, options = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400,
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=2048,
-                bos_token_id=1,
-                eos_token_id=2,
-                pad_token_id=2,
-                initializer_range=0.2,
-            )
-        )
+        return AutoModelForCausalLM.from_config(config(**SIZES | options | changes))
 
 
 def save_tiny_student(path: Path | str, seed: int = 0) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from mint_ray.loading import UserError
 
 Batch = dict[str, Tensor]
-"""Integer tensors that a layout writes and reads back. Beside what the layout keeps for itself:
+"""Tensors that a layout writes and reads back, integers but for `reference_C`. Beside what the layout keeps for itself:
 
 `input_ids` (rows, W) comes first; `chosen_P`, `rejected_P` (P,) index the batch's completions and `record_P` its
 examples, one per pair; `counts_C` (C,) and `prompt_counts_B` (B,) count scored tokens; `nll_tokens`, `pairs` and
-`row_tokens` (scalars) are the normalisers and the number of tokens that the forward pass runs, padding left out.
+`row_tokens` (scalars) are the normalisers and the number of tokens that the forward pass runs, padding left out;
+`reference_C` (C,) float32, where every example with pairs has them, are log-probabilities under the base student.
 """
+
+Head = Literal["chunked", "rows", "all"]
+"""Where logits are made: on rows that a scored token needs, a few at a time; on all such rows; on every row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +33,8 @@ class Example:
     completions: list[list[int]]
     pairs: list[tuple[int, int]]
     """(chosen, rejected) as indices into `completions`."""
+    reference_logps: list[float] | None = None
+    """Log-probability of each completion under the base student, summed over its tokens."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -38,11 +44,19 @@ class Example:
         for pair in self.pairs:
             if not all(0 <= index < len(self.completions) for index in pair):
                 raise UserError(f"record {self.record_id!r}: pair {pair} of {len(self.completions)} completions")
+        if self.reference_logps is not None and len(self.reference_logps) != len(self.completions):
+            raise UserError(
+                f"record {self.record_id!r}: {len(self.reference_logps)} reference_logps "
+                f"for {len(self.completions)} completions"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Logps:
-    """Log-probabilities of scored tokens in float32; C completions of B examples, in the order they were given."""
+    """Log-probabilities of scored tokens; C completions of B examples, in the order they were given.
+
+    In float32 whatever the model computes in, float64 for a float64 model.
+    """
 
     token_logps_N: Tensor
     """Every completion token, completion after completion."""
@@ -70,15 +84,31 @@ class Logps:
 class Layout(Protocol):
     """A way to run examples through a causal language model."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def head(self) -> Head: ...
 
     def lay_out(self, examples: Sequence[Example], *, score_prompt: bool) -> Batch:
         """Write examples as a batch; `score_prompt` asks for the prompt's token log-probabilities too."""
         ...
 
     def run(self, model: nn.Module, batch: Batch) -> Logps:
-        """One forward pass of `model` as it is wrapped (DDP, DeepSpeed, PEFT)."""
+        """One forward pass of `model` as it is wrapped (DDP, DeepSpeed, PEFT). Raises UserError if it cannot."""
         ...
+
+
+def chosen_only(example: Example) -> Example:
+    """The same record without the completions that no pair prefers; each pair (i, j) becomes (i, i)."""
+    kept = sorted({chosen for chosen, _ in example.pairs})
+    index_of = {completion: index for index, completion in enumerate(kept)}
+    return dataclasses.replace(
+        example,
+        completions=[example.completions[index] for index in kept],
+        pairs=[(index_of[chosen], index_of[chosen]) for chosen, _ in example.pairs],
+        reference_logps=example.reference_logps and [example.reference_logps[index] for index in kept],
+    )
 
 
 def bookkeeping(examples: Sequence[Example], *, score_prompt: bool, row_tokens: int) -> Batch:
@@ -94,7 +124,7 @@ def bookkeeping(examples: Sequence[Example], *, score_prompt: bool, row_tokens: 
     counts_C = integers([len(completion) for example in examples for completion in example.completions])
     prompt_counts_B = integers([len(example.prompt_ids) - 1 if score_prompt else 0 for example in examples])
     chosen_P, record_P = integers(chosen), integers(record)
-    return {
+    batch = {
         "chosen_P": chosen_P,
         "rejected_P": integers(rejected),
         "record_P": record_P,
@@ -104,12 +134,10 @@ def bookkeeping(examples: Sequence[Example], *, score_prompt: bool, row_tokens: 
         "pairs": integers(len(chosen)),
         "row_tokens": integers(row_tokens),
     }
-
-
-def select_logps(logits_MV: Tensor, source_N: Tensor, target_N: Tensor) -> Tensor:
-    """Log-probability of token `target_N` under row `source_N` of the logits; logsumexp in float32, shape (N,)."""
-    logits_MV = logits_MV.float()
-    return logits_MV[source_N, target_N] - torch.logsumexp(logits_MV, dim=-1)[source_N]
+    if all(example.reference_logps is not None for example in examples if example.pairs):
+        reference = [example.reference_logps or [0.0] * len(example.completions) for example in examples]
+        batch["reference_C"] = torch.tensor([logp for logps in reference for logp in logps], dtype=torch.float32)
+    return batch
 
 
 def integers(values: Any) -> Tensor:
@@ -118,5 +146,7 @@ def integers(values: Any) -> Tensor:
 
 
 def _sum_by_owner(values_N: Tensor, counts: Tensor) -> Tensor:
-    owner_N = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    # the number of values is known, so that a GPU need not be waited for to learn it from the counts
+    owners = torch.arange(len(counts), device=counts.device)
+    owner_N = torch.repeat_interleave(owners, counts, output_size=len(values_N))
     return values_N.new_zeros(len(counts)).index_add(0, owner_N, values_N)

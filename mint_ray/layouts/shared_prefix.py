@@ -1,128 +1,149 @@
-"""Run a prompt once for all its completions: one row is [prefix | completion 1 | completion 2 | ...]."""
+"""Run a prompt once for all its completions: a row holds [prefix | completion 1 | completion 2 | ...] of records."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mint_ray.layouts import Batch, Example, Logps, bookkeeping, integers, select_logps
-from mint_ray.loading import UserError
-
-PADDING, PREFIX = -1, 0
-"""Segment of a column; completion i is segment i + 1."""
+from mint_ray.layouts import Batch, Example, Head, Logps, bookkeeping, integers
+from mint_ray.layouts.head import run_scored, scored_cells
+from mint_ray.layouts.masks import PADDING, PREFIX, attention_mask
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SharedPrefixLayout:
-    """One row per example, whose completions see the prefix and themselves but not each other.
+    """Rows in which a record's completions see its prefix and themselves, but neither each other nor other records.
 
-    Rows are padded on both sides so that all prefixes end in one column: the columns whose logits any row needs then
-    nearly coincide, and `logits_to_keep` can name them for the whole batch. Prefix sharing for DPO: arXiv 2410.20305.
+    Prefix sharing for DPO: arXiv 2410.20305.
     """
 
-    name = "shared_prefix"
+    row_tokens: int | None = None
+    """Records are packed into rows of up to so many tokens; None gives each record a row, as too long a one has."""
+    head: Head = "chunked"
+    name: ClassVar[str] = "shared_prefix"
 
     def lay_out(self, examples: Sequence[Example], *, score_prompt: bool) -> Batch:
-        """Tokens, positions, segments (B, W) and where to read each scored token's logit."""
-        sequences = [[example.prompt_ids + completion for completion in example.completions] for example in examples]
-        prefixes = [_common_prefix(row) for row in sequences]
-        end = max(prefixes)
-        width = end + max(
-            sum(len(sequence) - prefix for sequence in row) for row, prefix in zip(sequences, prefixes, strict=True)
-        )
-        input_ids = torch.zeros((len(examples), width), dtype=torch.long)
+        """Tokens, positions, segments and records (rows, W) and where to read each scored token's logit.
+
+        `masked_Q` are the columns that need a mask: up to them a row holds only its first record's prefix.
+        """
+        strips = [_strip(example) for example in examples]
+        places = _pack(strips, self.row_tokens) if self.row_tokens else _stack(strips)
+        rows = 1 + max(place.row for place in places)
+        width = max(place.rest + len(strip.rest_ids) for place, strip in zip(places, strips, strict=True))
+        input_ids = torch.zeros((rows, width), dtype=torch.long)
         position_ids = torch.zeros_like(input_ids)
         segments = torch.full_like(input_ids, PADDING)
-        completions: list[tuple[int, int]] = []  # cell (row, column) whose logit predicts the token ...
-        completion_targets: list[int] = []  # ... and the token
-        prompts: list[tuple[int, int]] = []
+        records = torch.full_like(input_ids, PADDING)
+        cells: list[int] = []
+        targets: list[int] = []
+        prompt_cells: list[int] = []
         prompt_targets: list[int] = []
-        for row, (example, row_sequences, prefix) in enumerate(zip(examples, sequences, prefixes, strict=True)):
-            start = end - prefix
-            input_ids[row, start:end] = integers(row_sequences[0][:prefix])
-            position_ids[row, start:end] = torch.arange(prefix)
-            segments[row, start:end] = PREFIX
-            prompt = len(example.prompt_ids)
-            column = end
-            for index, sequence in enumerate(row_sequences):
-                stop = column + len(sequence) - prefix
-                input_ids[row, column:stop] = integers(sequence[prefix:])
-                # the restart: every completion stands right behind the prefix
-                position_ids[row, column:stop] = torch.arange(prefix, len(sequence))
-                segments[row, column:stop] = index + 1
+        for record, (example, strip, place) in enumerate(zip(examples, strips, places, strict=True)):
+            row = place.row
+            prefix = slice(place.prefix, place.prefix + len(strip.prefix_ids))
+            rest = slice(place.rest, place.rest + len(strip.rest_ids))
+            input_ids[row, prefix] = integers(strip.prefix_ids)
+            input_ids[row, rest] = integers(strip.rest_ids)
+            position_ids[row, prefix] = torch.arange(len(strip.prefix_ids))
+            position_ids[row, rest] = integers(strip.rest_positions)
+            segments[row, prefix] = PREFIX
+            segments[row, rest] = integers(strip.rest_segments)
+            records[row, prefix] = records[row, rest] = record
+            at = row * width
+            scored = range(at + prefix.start + len(example.prompt_ids) - 1, at + prefix.stop)
+            first = at + place.rest
+            for completion in example.completions:
+                own = len(example.prompt_ids) + len(completion) - len(strip.prefix_ids)
                 # the last prefix token predicts the first token behind it for every completion
-                columns = [*range(start, end), *range(column, stop)]
-                completions += [(row, at) for at in columns[prompt - 1 : -1]]
-                completion_targets += sequence[prompt:]
-                column = stop
+                cells += [*scored, *range(first, first + own)][: len(completion)]
+                targets += completion
+                first += own
             if score_prompt:
-                prompts += [(row, at) for at in range(start, start + prompt - 1)]
+                prompt_cells += range(at + prefix.start, at + prefix.start + len(example.prompt_ids) - 1)
                 prompt_targets += example.prompt_ids[1:]
-        cells = sorted({*completions, *prompts})
-        kept = sorted({column for _, column in cells})
-        index_of_cell = {cell: index for index, cell in enumerate(cells)}
-        index_of_column = {column: index for index, column in enumerate(kept)}
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "segments": segments,
-            "columns_K": integers(kept),
-            "cell_row_M": integers([row for row, _ in cells]),
-            "cell_column_M": integers([index_of_column[column] for _, column in cells]),
-            "source_N": integers([index_of_cell[cell] for cell in completions]),
-            "target_N": integers(completion_targets),
-            "prompt_source_N": integers([index_of_cell[cell] for cell in prompts]),
-            "prompt_target_N": integers(prompt_targets),
-            **bookkeeping(examples, score_prompt=score_prompt, row_tokens=int((segments != PADDING).sum())),
+            "records": records,
+            "masked_Q": torch.arange(min(place.rest for place in places if place.prefix == 0), width),
+            **scored_cells(cells, targets, prompt_cells, prompt_targets),
+            **bookkeeping(examples, score_prompt=score_prompt, row_tokens=sum(map(len, strips))),
         }
 
     def run(self, model: nn.Module, batch: Batch) -> Logps:
-        """One forward pass; `lm_head` runs only on the columns that hold a needed logit.
-
-        Raises UserError if the model's attention takes no 4-D mask.
-        """
-        logits_BKV = model(
-            input_ids=batch["input_ids"],
-            attention_mask=_attention_mask(model, batch["segments"]),
-            position_ids=batch["position_ids"],
-            logits_to_keep=batch["columns_K"],
-            use_cache=False,
-        ).logits
-        logits_MV = logits_BKV[batch["cell_row_M"], batch["cell_column_M"]].float()
-        scored = len(batch["source_N"])
-        logps_N = select_logps(
-            logits_MV,
-            torch.cat([batch["source_N"], batch["prompt_source_N"]]),
-            torch.cat([batch["target_N"], batch["prompt_target_N"]]),
-        )
-        return Logps(
-            token_logps_N=logps_N[:scored],
-            counts_C=batch["counts_C"],
-            prompt_token_logps_N=logps_N[scored:],
-            prompt_counts_B=batch["prompt_counts_B"],
-        )
+        """One forward pass. Raises UserError if the model's attention takes no mask of ours."""
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "attention_mask": attention_mask(model, batch),
+            "position_ids": batch["position_ids"],
+            "use_cache": False,
+        }
+        return run_scored(model, inputs, batch, self.head)
 
 
-def visible(segments_BW: Tensor) -> Tensor:
-    """Which key (last axis) a query may see: causal AND (key in the prefix OR same segment), shape (B, 1, W, W).
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Strip:
+    """One record's tokens: the prefix, then what each completion has of its own."""
 
-    Padding sees padding, so no query is left without a key, which would be NaN.
-    """
-    width = segments_BW.shape[1]
-    causal_WW = torch.ones((width, width), dtype=torch.bool, device=segments_BW.device).tril()
-    query, key = segments_BW[:, :, None], segments_BW[:, None, :]
-    return (causal_WW & ((key == PREFIX) | (key == query)))[:, None]
+    prefix_ids: list[int]
+    rest_ids: list[int]
+    rest_positions: list[int]
+    rest_segments: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prefix_ids) + len(self.rest_ids)
 
 
-def _attention_mask(model: nn.Module, segments_BW: Tensor) -> Tensor:
-    mask = visible(segments_BW)
-    attention = getattr(getattr(model, "module", model).config, "_attn_implementation", None)
-    if attention == "sdpa":
-        return mask
-    if attention == "eager":
-        return torch.where(mask, 0.0, torch.finfo(torch.float32).min)
-    raise UserError(f"attn_implementation {attention!r}: takes no 4-D mask, expected 'sdpa' or 'eager'")
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    """Where a strip stands."""
+
+    row: int
+    prefix: int
+    """First column of the prefix."""
+    rest: int
+    """First column behind it."""
+
+
+def _strip(example: Example) -> _Strip:
+    sequences = [example.prompt_ids + completion for completion in example.completions]
+    # at least the prompt, and whatever tokens all completions begin with
+    prefix = _common_prefix(sequences)
+    return _Strip(
+        prefix_ids=sequences[0][:prefix],
+        rest_ids=[token for sequence in sequences for token in sequence[prefix:]],
+        # the restart: every completion stands right behind the prefix
+        rest_positions=[position for sequence in sequences for position in range(prefix, len(sequence))],
+        rest_segments=[
+            segment for segment, sequence in enumerate(sequences, PREFIX + 1) for _ in range(prefix, len(sequence))
+        ],
+    )
+
+
+def _stack(strips: list[_Strip]) -> list[_Place]:
+    """A row for each; all prefixes begin in one column, and what is behind them in another."""
+    rest = max(len(strip.prefix_ids) for strip in strips)
+    return [_Place(row=row, prefix=0, rest=rest) for row in range(len(strips))]
+
+
+def _pack(strips: list[_Strip], row_tokens: int) -> list[_Place]:
+    """First-fit decreasing: the longest first, each in the first row with room."""
+    places: dict[int, _Place] = {}
+    used: list[int] = []
+    for index in sorted(range(len(strips)), key=lambda index: -len(strips[index])):
+        strip = strips[index]
+        row = next((row for row, tokens in enumerate(used) if tokens + len(strip) <= row_tokens), len(used))
+        if row == len(used):
+            used.append(0)
+        places[index] = _Place(row=row, prefix=used[row], rest=used[row] + len(strip.prefix_ids))
+        used[row] += len(strip)
+    return [places[index] for index in range(len(strips))]
 
 
 def _common_prefix(sequences: list[list[int]]) -> int:

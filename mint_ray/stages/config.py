@@ -8,7 +8,7 @@ from mint_ray.sources.config import AnySource
 from mint_ray.students.config import Generation, Student
 from mint_ray.teachers.config import AnyTeacher
 from mint_ray.teachers.config import Ontology as OntologyTeacher
-from mint_ray.trainers.config import AnyTrainer, SharedPrefix
+from mint_ray.trainers.config import Arguments, TrainResources
 
 
 @settings
@@ -92,29 +92,11 @@ class Pair:
 
 
 @settings
-class TrainResources:
-    """What training asks of the cluster; changes no result beyond rounding."""
-
-    num_workers: int = 1
-    """Training processes."""
-    cpus_per_worker: float = 2
-    """Processors, and arithmetic threads, of one worker."""
-    gpus_per_worker: float = 0
-    """GPUs of one worker."""
-    per_device_train_batch_size: int = 4
-    """Records in one forward pass; gradients accumulate up to `train_batch_size`."""
-    per_device_eval_batch_size: int = 8
-    """Records in one forward pass of the validation."""
-    max_failures: int = 2
-    """How often the run may be picked up from its last checkpoint after a worker died."""
-
-
-@settings
 class Train:
     """Who learns, and how."""
 
     student: Student
-    trainer: AnyTrainer = SharedPrefix()
+    trainer: Arguments = Arguments()
     resources: TrainResources = TrainResources()
 
 

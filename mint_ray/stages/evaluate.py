@@ -15,7 +15,7 @@ import torch
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.loading import dump, from_data
-from mint_ray.metrics import Estimate, measure
+from mint_ray.metrics import measure
 from mint_ray.records import Label, Message, Prediction, Record, TeacherScores, from_table, schema_of, to_table
 from mint_ray.samplers import AnySampler
 from mint_ray.stages.config import Evaluate, Train
@@ -64,13 +64,10 @@ def evaluate_student(
         settings_of_student = from_data(Train, student.manifest.config["train"]).student
         for method, adapter in ((BASE, None), (ALIGNED, student)):
             answers = answer_records(root, config, task, sampler.top, records, settings_of_student, adapter)
-            predictions[method] = [
-                dataclasses.replace(row, method=method) for row in answers.rows(Prediction, "answers")
-            ]
+            predictions[method] = answers.rows(Prediction, "answers")
         rankings = {row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == "test"}
-        metrics: dict[str, dict[str, Estimate]] = {}
         for method, rows in predictions.items():
-            metrics[method] = measure(
+            measured = measure(
                 rows,
                 truth={record.record_id: record.label_id or "" for record in held_out},
                 teacher=rankings,
@@ -81,13 +78,11 @@ def evaluate_student(
                 confidence=config.confidence,
                 seed=config.seed,
             )
+            draft.metrics[method] = {metric: dataclasses.asdict(estimate) for metric, estimate in measured.items()}
             draft.dropped.update(f"{method}: {row.reason}" for row in rows if row.reason)
         draft.write_rows(Prediction, "predictions", (row for rows in predictions.values() for row in rows))
         draft.counts["records"] = len(held_out)
         draft.counts["groups"] = len({record.group_id for record in held_out})
-        draft.metrics.update(
-            {method: {k: dataclasses.asdict(v) for k, v in measured.items()} for method, measured in metrics.items()}
-        )
         draft.write_text("metrics.json", json.dumps(draft.metrics, indent=1))
     return artifact
 

@@ -14,6 +14,8 @@ from mint_ray.tasks.config import AnyTask
 
 logger = logging.getLogger("mint_ray")
 
+PAIRS_PER_PART = 2_000
+"""About so many pairs are tokenised by one task."""
 DRAWN: tuple[Split, ...] = ("train", "validation")
 
 
@@ -38,7 +40,11 @@ def draw_pairs(root: str, config: Pair, task: AnyTask, records: Artifact, scores
         for split in DRAWN:
             drawn = (row for row in rankings if row.split == split)
             draft.counts[f"pairs_{split}"] = draft.write_rows(
-                PreferencePair, split, _pairs(config, asked, by_id, drawn, draft)
+                PreferencePair,
+                split,
+                _pairs(config, asked, by_id, drawn, draft),
+                rows_per_part=PAIRS_PER_PART,
+                together=lambda pair: pair.record_id,
             )
         if draft.counts["pairs_train"] == 0:
             raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {len(rankings)} rankings")
@@ -78,9 +84,11 @@ def _pairs(
         drawn = config.sampler.draw(scores, record.label_id)
         if not drawn:
             draft.dropped["too_few_labels_to_reject"] += 1
+        prompt = task.prompt(record)
+        span = note_span(prompt, task.note(record))
         for chosen, rejected in drawn:
             yield PreferencePair(
-                prompt=task.prompt(record),
+                prompt=prompt,
                 chosen=[Message(role="assistant", content=task.answer(chosen))],
                 rejected=[Message(role="assistant", content=task.answer(rejected))],
                 record_id=record.record_id,
@@ -89,4 +97,11 @@ def _pairs(
                 sampler=config.sampler.kind,
                 chosen_labels=chosen,
                 rejected_labels=rejected,
+                note_span=span,
             )
+
+
+def note_span(prompt: list[Message], note: str) -> list[int] | None:
+    """Where the last message of the prompt holds the note word for word: [start, end) in characters, or None."""
+    start = prompt[-1].content.find(note)
+    return None if start < 0 else [start, start + len(note)]

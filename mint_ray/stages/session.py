@@ -11,30 +11,24 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from mint_ray.loading import UserError
 from mint_ray.stages.config import EvaluateResources, ScoreResources
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
+COMPLAINT = "what the user can mend"
+"""Column of a block that stands for an error."""
+
 
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start one on this machine with nothing open to others."""
-    if ray.is_initialized():
-        return
-    # progress is told by the stages in lines that a log file can hold; what workers say stays in Ray's own logs
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(
-        dashboard_host="127.0.0.1",
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-        runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}},
-    )
+    if not ray.is_initialized():
+        _start()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logger.info("ray: connected, %s", ", ".join(f"{k} {v:g}" for k, v in sorted(_resources().items())))
 
 
 def map_rows(
@@ -45,21 +39,86 @@ def map_rows(
     progress: Progress,
 ) -> Iterator[pa.Table]:
     """Each row of `table` through one of a pool of `actor(*arguments)`, batch by batch, in the order of the rows."""
-    connect()
-    # cut here and not by repartition: its tasks would wait for ever for the processors that the actors hold
     blocks = [table.slice(start, resources.batch_size) for start in range(0, len(table), resources.batch_size)]
-    mapped = ray.data.from_arrow(blocks).map_batches(
+    for batch in map_blocks(
+        blocks,
         actor,
-        fn_constructor_args=arguments,
-        batch_size=resources.batch_size,
-        batch_format="pyarrow",
-        num_cpus=resources.cpus_per_actor,
-        num_gpus=resources.gpus_per_actor,
-        compute=ray.data.ActorPoolStrategy(size=resources.actors),
-    )
-    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+        arguments,
+        actors=(resources.actors, resources.actors),
+        cpus=resources.cpus_per_actor,
+        gpus=resources.gpus_per_actor,
+    ):
         progress.add(len(batch))
         yield batch
+
+
+def map_blocks(
+    blocks: list[pa.Table],
+    actor: type[Any],
+    arguments: tuple[Any, ...],
+    *,
+    actors: tuple[int, int] | None,
+    cpus: float,
+    gpus: float,
+) -> Iterator[pa.Table]:
+    """Each block through one of a pool of `actor(*arguments)`, which grows from least to most `actors` as Ray has room;
+    None makes one for each block, in a task. A block whose worker dies is given to another.
+
+    Raises the UserError that an actor raised.
+    """
+    connect()
+    if actors is None:
+        work: Any = _in_task
+        how: dict[str, Any] = {"fn_args": (actor, arguments)}
+    else:
+        work = _Outspoken
+        pool = ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1])
+        how = {"fn_constructor_args": (actor, arguments), "compute": pool}
+    # blocks come cut: the tasks of a repartition would wait for ever for the processors that the actors hold
+    mapped = ray.data.from_arrow(blocks).map_batches(
+        work, batch_size=None, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus, **how
+    )
+    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if batch.column_names == [COMPLAINT]:
+            raise UserError(batch[COMPLAINT][0].as_py())
+        yield batch
+
+
+class _Outspoken:
+    """An actor whose UserErrors come back as blocks: what Ray carries over, it wraps and adds words of its own to."""
+
+    def __init__(self, actor: type[Any], arguments: tuple[Any, ...]) -> None:
+        self.actor: Any = None
+        self.complaint = ""
+        try:
+            self.actor = actor(*arguments)
+        except UserError as error:
+            self.complaint = str(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.actor is not None:
+            try:
+                return self.actor(batch)
+            except UserError as error:
+                self.complaint = str(error)
+        return pa.table({COMPLAINT: [self.complaint]})
+
+
+def _start() -> None:
+    # progress is told by the stages in lines that a log file can hold; what workers say stays in Ray's own logs
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    ray.init(
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+        runtime_env={"env_vars": {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}},
+    )
+    logger.info("ray: connected, %s", ", ".join(f"{k} {v:g}" for k, v in sorted(_resources().items())))
+
+
+def _in_task(batch: pa.Table, actor: type[Any], arguments: tuple[Any, ...]) -> pa.Table:
+    return _Outspoken(actor, arguments)(batch)
 
 
 def _resources() -> dict[str, float]:

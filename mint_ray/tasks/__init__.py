@@ -32,7 +32,7 @@ class Task(Protocol):
         """What the student may know of the record."""
 
     def prompt(self, record: Record) -> list[Message]:
-        """The conversation up to the student's answer."""
+        """The conversation up to the student's answer; its last message holds the note word for word."""
 
     def answer(self, label_ids: Sequence[str]) -> str:
         """The answer that lists these labels in order. Raises KeyError for an id that is no label."""

@@ -6,14 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never
 
-from mint_ray.trainers.config import AnyTrainer, SharedPrefix
+from mint_ray.trainers.config import Arguments, TrainResources
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-    from mint_ray.layouts import Example
-    from mint_ray.records import PreferencePair
+    from mint_ray.trainers.examples import Examples
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,41 +28,44 @@ class TrainResult:
     """Optimiser steps taken."""
     train_tokens: int
     """Tokens that went through the model in training over all workers, padding left out."""
+    layout: str
+    """How prompts and completions were laid out."""
 
 
 class Trainer(Protocol):
     """A live trainer."""
-
-    def tokenize(
-        self, rows: list[PreferencePair], tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Example], dict[str, int]]:
-        """Pairs as examples, and how many were dropped by reason. Raises UserError naming the record."""
-        ...
 
     def run(
         self,
         *,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
-        train: list[Example],
-        validation: list[Example],
+        train: Examples,
+        validation: Examples,
         output_dir: Path,
-        per_device_train_batch_size: int,
-        per_device_eval_batch_size: int,
-        num_workers: int,
+        resources: TrainResources,
+        run_name: str,
         callbacks: list[TrainerCallback],
-        resume_from_checkpoint: str | None,
+        resume_from_checkpoint: Path | None,
     ) -> TrainResult:
-        """Train `model` in place as one of `num_workers`; checkpoints go to `output_dir`. Raises UserError."""
+        """Train `model` in place, alone or as one worker of a torch.distributed group. Raises UserError.
+
+        Folders `checkpoint-<step>` appear in `output_dir` on the first worker; `callbacks` do with them what they
+        like. To resume, the first worker needs such a folder whole, the others its `trainer_state.json`.
+        """
         ...
 
 
-def build_trainer(config: AnyTrainer) -> Trainer:
+def build_trainer(config: Arguments) -> Trainer:
     """The live trainer of a config."""
-    match config:
-        case SharedPrefix():
+    match config.kind:
+        case "shared_prefix":
             from mint_ray.trainers.shared_prefix import SharedPrefixTrainer
 
             return SharedPrefixTrainer(config)
+        case "trl":
+            from mint_ray.trainers.trl import TrlTrainer
+
+            return TrlTrainer(config)
         case _:
-            assert_never(config)
+            assert_never(config.kind)

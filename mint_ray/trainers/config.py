@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 from mint_ray.loading import settings
+from mint_ray.objectives.config import AnyObjective, Orpo
 
 
 @settings
-class SharedPrefix:
-    """ORPO over pairs that share their prompt's forward pass."""
+class Arguments:
+    """How a student learns; the same for every kind of trainer, so that they can be compared."""
 
-    kind: Literal["shared_prefix"] = "shared_prefix"
-    beta: float = 0.5
-    """Weight of the odds-ratio term; lambda in the ORPO paper, `beta` in TRL. 0 is SFT on the chosen completions."""
-    nll_on: Literal["full", "completion"] = "completion"
-    """Tokens of the likelihood term: the completion (the paper's equation 6) or prompt and completion (TRL)."""
+    kind: Literal["shared_prefix", "trl"] = "shared_prefix"
+    """`shared_prefix` runs a prompt once for all its answers; `trl` is TRL's trainer on the same tokens."""
+    objective: AnyObjective = Orpo()
+    """What is minimised."""
     learning_rate: float = 5e-4
     """Peak learning rate of AdamW."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
@@ -33,7 +33,9 @@ class SharedPrefix:
     train_batch_size: int = 8
     """Records per optimiser step over all workers, so that the number of workers does not change the result."""
     max_length: int = 1024
-    """Tokens of prompt plus longest completion; a longer pair is dropped and counted."""
+    """Most tokens of prompt plus longest completion."""
+    overlong: Literal["drop", "cut"] = "drop"
+    """A longer record is dropped and counted, or its note is cut at the end and counted; nothing else is cut."""
     eval_steps: float = 0.25
     """How often to validate and save: below 1 a share of the run, otherwise a number of steps."""
     metric_for_best_model: str = "eval_loss"
@@ -44,12 +46,8 @@ class SharedPrefix:
     """Steps between two rows of the log."""
     bf16: bool = False
     """Compute in bfloat16 under autocast; the loss stays in float32."""
-    gradient_checkpointing: bool = False
-    """Work activations out again in the backward pass to save memory."""
     seed: int = 0
     """Order of the records and dropout."""
-    zero_stage: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO: what is sharded over workers (1 optimiser, 2 gradients too, 3 weights too); None is plain DDP."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "num_train_epochs", "train_batch_size", "max_length", "eval_steps"):
@@ -58,7 +56,7 @@ class SharedPrefix:
         for name in ("early_stopping_patience", "logging_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("beta", "weight_decay", "max_grad_norm"):
+        for name in ("weight_decay", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.warmup_ratio < 1:
@@ -69,5 +67,48 @@ class SharedPrefix:
             raise ValueError(f"max_steps must be positive or -1, got {self.max_steps}")
 
 
-AnyTrainer = SharedPrefix
-"""Every trainer. A second one makes this `Annotated[SharedPrefix | ..., Field(discriminator="kind")]`."""
+@settings
+class TrainResources:
+    """What training asks of the cluster; changes no result beyond rounding."""
+
+    num_workers: int | tuple[int, int] = 1
+    """Training processes; [least, most] lets the run go on with the workers that are left, and grow again."""
+    cpus_per_worker: float = 2
+    """Processors, and arithmetic threads, of one worker."""
+    gpus_per_worker: float = 0
+    """GPUs of one worker."""
+    per_device_train_batch_size: int = 4
+    """Most records in one forward pass; gradients accumulate up to `train_batch_size`."""
+    per_device_eval_batch_size: int = 8
+    """Records in one forward pass of the validation."""
+    row_tokens: int | None = None
+    """Pack several records into rows of up to so many tokens; null gives each record a row."""
+    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
+    """Attention kernel; `flex_attention` skips what a mask hides, and trains on GPUs only."""
+    gradient_checkpointing: bool = False
+    """Work activations out again in the backward pass to save memory."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """DeepSpeed ZeRO: what is sharded over workers (1 optimiser, 2 gradients too, 3 weights too); null is plain DDP."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What ZeRO keeps in the memory of the processors: its optimiser state, or (stage 3) the weights too."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers that follow the run."""
+    max_failures: int = 3
+    """How often the run is picked up from its last checkpoint after a worker died; preempted machines do not count."""
+
+    def __post_init__(self) -> None:
+        least, most = self.least_and_most_workers
+        if not 1 <= least <= most:
+            raise ValueError(f"num_workers must be positive or [least, most], got {self.num_workers}")
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "row_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if self.offload != "none" and not self.zero_stage:
+            raise ValueError(f"offload {self.offload} needs zero_stage 1, 2 or 3, got {self.zero_stage}")
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(f"offload parameters needs zero_stage 3, got {self.zero_stage}")
+
+    @property
+    def least_and_most_workers(self) -> tuple[int, int]:
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers

@@ -1,18 +1,17 @@
-"""Train a student by ORPO on pairs that share their prompt's forward pass, on one worker or many."""
+"""Train a student on pairs that share their prompt's forward pass, on one worker or many."""
 
 from __future__ import annotations
 
-import logging
 import math
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -22,171 +21,88 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from mint_ray.layouts import Batch, Example, Layout
-from mint_ray.layouts.concatenated import ConcatenatedLayout
+from mint_ray.layouts import Batch, Example, Layout, chosen_only
+from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
-from mint_ray.objectives import log_odds_ratio, odds_ratio_losses, orpo_loss
-from mint_ray.records import PreferencePair
+from mint_ray.objectives import Answers, Objective, build_objective
+from mint_ray.objectives.losses import log_odds_ratio
 from mint_ray.trainers import TrainResult
-from mint_ray.trainers.config import SharedPrefix
-from mint_ray.trainers.deepspeed import deepspeed_config
-from mint_ray.trainers.tokenization import tokenize_pairs
+from mint_ray.trainers.arguments import training_arguments
+from mint_ray.trainers.checkpoints import WholeCheckpoints
+from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.examples import Examples
 
-logger = logging.getLogger(__name__)
-
-SAME_LOGPS = 1e-3
-"""Two layouts agree if no float32 token log-probability differs by more; a lost mask or position moves some by 0.1."""
+FILLER = -1
+"""Index of an example without pairs, for a worker that has no record left in a step that all must take."""
 
 
 class SharedPrefixTrainer:
-    """The live trainer of `SharedPrefix`."""
+    """The live trainer of `Arguments` with kind `shared_prefix`."""
 
-    def __init__(self, config: SharedPrefix) -> None:
+    def __init__(self, config: Arguments) -> None:
         self.config = config
 
-    def tokenize(
-        self, rows: list[PreferencePair], tokenizer: PreTrainedTokenizerBase
-    ) -> tuple[list[Example], dict[str, int]]:
-        """See `tokenize_pairs`."""
-        return tokenize_pairs(rows, tokenizer, self.config.max_length)
-
-    def run(self, **arguments: Any) -> TrainResult:
-        """See `run_training`."""
-        return run_training(self.config, **arguments)
-
-
-def run_training(
-    config: SharedPrefix,
-    *,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    train: list[Example],
-    validation: list[Example],
-    output_dir: Path,
-    per_device_train_batch_size: int,
-    per_device_eval_batch_size: int,
-    num_workers: int,
-    callbacks: list[TrainerCallback],
-    resume_from_checkpoint: str | None,
-) -> TrainResult:
-    """Train `model` in place, alone or as one of `num_workers` processes of a torch.distributed group.
-
-    Validates, saves `checkpoint-<step>` folders in `output_dir` and stops early as `config` says, and leaves the best
-    weights in `model`; without validation the last. Raises UserError if there is nothing to train on, or if
-    `train_batch_size` is no multiple of `per_device_train_batch_size` times `num_workers`.
-    """
-    if not train:
-        raise UserError("no pairs to train on")
-    accumulation, rest = divmod(config.train_batch_size, per_device_train_batch_size * num_workers)
-    if rest or not accumulation:
-        raise UserError(
-            f"train_batch_size: got {config.train_batch_size}, no multiple of per_device_train_batch_size "
-            f"{per_device_train_batch_size} times {num_workers} workers"
+    def run(
+        self,
+        *,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        train: Examples,
+        validation: Examples,
+        output_dir: Path,
+        resources: TrainResources,
+        run_name: str,
+        callbacks: list[TrainerCallback],
+        resume_from_checkpoint: Path | None,
+    ) -> TrainResult:
+        """Validate, save and stop early as the config says, and leave the best weights in `model`; see `Trainer`."""
+        if not len(train):
+            raise UserError("no pairs to train on")
+        config, objective = self.config, build_objective(self.config.objective)
+        if objective.uses_reference and train[0].reference_logps is None:
+            raise UserError(f"train.trainer.objective: {config.objective.kind} needs reference log-probabilities")
+        args = training_arguments(
+            TrainingArguments,
+            config,
+            resources,
+            output_dir=output_dir,
+            validate=bool(len(validation)),
+            world_size=_world_size(),
+            run_name=run_name,
         )
-    args = TrainingArguments(
-        output_dir=str(output_dir),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        num_train_epochs=config.num_train_epochs,
-        max_steps=config.max_steps,
-        per_device_train_batch_size=per_device_train_batch_size,
-        per_device_eval_batch_size=per_device_eval_batch_size,
-        gradient_accumulation_steps=accumulation,
-        eval_strategy="steps" if validation else "no",
-        eval_steps=config.eval_steps if validation else None,
-        save_strategy="steps",
-        save_steps=config.eval_steps,
-        save_total_limit=2,
-        save_only_model=False,
-        load_best_model_at_end=bool(validation),
-        metric_for_best_model=config.metric_for_best_model if validation else None,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=config.logging_steps,
-        # a NaN must be seen, not smoothed over
-        logging_nan_inf_filter=False,
-        bf16=config.bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        seed=config.seed,
-        deepspeed=deepspeed_config(config),
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
-    if args.world_size != num_workers:
-        raise ValueError(f"num_workers is {num_workers}, the process group has {args.world_size}")
-    # ZeRO-3 may have scattered the weights already: no forward pass before the engine has the model
-    layout: Layout = SharedPrefixLayout()
-    if config.zero_stage != 3:
-        layout = choose_layout(model.to(args.device), train[:1])
-    trainer = PairTrainer(
-        config,
-        layout,
-        model=model,
-        args=args,
-        processing_class=tokenizer,
-        train=train,
-        validation=validation,
-        callbacks=[
-            *callbacks,
-            *([EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience)] if validation else []),
-        ],
-    )
-    # it prints every row of the log; callers bring callbacks of their own
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    state = trainer.state
-    return TrainResult(
-        log_history=list(state.log_history),
-        best_metric=state.best_metric,
-        best_step=state.best_global_step,
-        global_step=state.global_step,
-        train_tokens=int(state.num_input_tokens_seen),
-    )
-
-
-def choose_layout(model: nn.Module, examples: list[Example]) -> Layout:
-    """The shared prefix if `model` gives the same token log-probabilities with it, otherwise the concatenated layout.
-
-    A model with position or attention rules of its own gives others, or refuses the arguments. Runs both once.
-    """
-    shared, plain = SharedPrefixLayout(), ConcatenatedLayout()
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    logps = []
-    try:
-        with torch.no_grad():
-            for layout in (plain, shared):
-                batch = layout.lay_out(examples, score_prompt=True)
-                logps.append(layout.run(model, {name: tensor.to(device) for name, tensor in batch.items()}))
-    except (TypeError, UserError) as error:
-        if not logps:
-            raise
-        logger.warning("layout: concatenated, for the model does not take a shared prefix: %s", error)
-        return plain
-    finally:
-        model.train(was_training)
-    difference = float((logps[0].token_logps_N - logps[1].token_logps_N).abs().max())
-    # half precision rounds differently in rows of another shape
-    tolerance = SAME_LOGPS if next(model.parameters()).dtype == torch.float32 else 0.3
-    if not difference <= tolerance:
-        logger.warning(
-            "layout: concatenated, for token log-probabilities differ by %.2g in a shared prefix", difference
+        # ZeRO-3 scatters weights that may not fit one device: no forward pass before the engine has the model
+        layout: Layout = SharedPrefixLayout(row_tokens=resources.row_tokens)
+        if resources.zero_stage != 3:
+            layout = choose_layout(model.to(args.device), [train[0]], row_tokens=resources.row_tokens)
+        stopping = EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience)
+        trainer = PairTrainer(
+            objective,
+            layout,
+            records_per_step=config.train_batch_size,
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            train=train,
+            validation=validation,
+            callbacks=[*callbacks, *([stopping] if len(validation) else [])],
         )
-        return plain
-    logger.info("layout: shared_prefix, token log-probabilities agree within %.2g", difference)
-    return shared
+        # it prints every row of the log; callers bring callbacks of their own
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
+        state = trainer.state
+        return TrainResult(
+            log_history=list(state.log_history),
+            best_metric=state.best_metric,
+            best_step=state.best_global_step,
+            global_step=state.global_step,
+            train_tokens=int(state.num_input_tokens_seen),
+            layout=layout.name,
+        )
 
 
-class PairTrainer(transformers.Trainer):
-    """Hugging Face's trainer with our batches and loss.
+class PairTrainer(WholeCheckpoints):
+    """Hugging Face's trainer with our batches, loss and checkpoints.
 
     The normalisers of the loss, tokens and pairs, count a whole optimiser step over all micro-batches and workers,
     so the gradient does not depend on how the step's records are cut up.
@@ -197,35 +113,55 @@ class PairTrainer(transformers.Trainer):
 
     def __init__(
         self,
-        config: SharedPrefix,
+        objective: Objective,
         layout: Layout,
         *,
-        train: list[Example],
-        validation: list[Example],
+        records_per_step: int,
+        train: Examples,
+        validation: Examples,
         args: TrainingArguments,
         **arguments: Any,
     ) -> None:
-        step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        train_rows = _Filled(train, step)
+        self._objective = objective
+        self._layout = layout
+        self._train, self._validation = train, validation
+        self._records_per_step = records_per_step
+        self._train_sums = _Sums(objective)
+        self._eval_sums = _Sums(objective)
+        # the trainer asks for data sets to be there, and reads them through the two loaders below
         super().__init__(
             args=args,
-            data_collator=lambda examples: layout.lay_out(examples, score_prompt=config.nll_on == "full"),
-            train_dataset=train_rows,
-            eval_dataset=(
-                _Filled(validation, args.per_device_eval_batch_size * args.world_size) if validation else None
-            ),
+            train_dataset=_Rows(train, None),
+            eval_dataset=_Rows(validation, None) if len(validation) else None,
             **arguments,
         )
-        self._config = config
-        self._layout = layout
-        self._order = _Order(
-            len(train), len(train_rows), args.seed, lambda: int(self.state.global_step) // (len(train_rows) // step)
-        )
-        self._train_sums = _Sums(config.beta)
-        self._eval_sums = _Sums(config.beta)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return self._order
+    def get_train_dataloader(self) -> DataLoader[Example]:
+        """This worker's micro-batches of every step of an epoch."""
+        steps = math.ceil(len(self._train) / self._records_per_step)
+        share = _Share(
+            lambda: self._train.order(random.Random(f"{self.args.seed}:{int(self.state.global_step) // steps}")),
+            len(self._train),
+            self._records_per_step,
+            self.args.per_device_train_batch_size,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        shown = None if self._objective.uses_rejected else chosen_only
+        return DataLoader(_Rows(self._train, shown), batch_sampler=share, collate_fn=self._lay_out)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Example]:
+        """This worker's share of the validation, both answers of each pair whatever the objective looks at."""
+        size = self.args.per_device_eval_batch_size
+        share = _Share(
+            lambda: list(range(len(self._validation))),
+            len(self._validation),
+            size * self.args.world_size,
+            size,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        return DataLoader(_Rows(self._validation, None), batch_sampler=share, collate_fn=self._lay_out)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -246,8 +182,8 @@ class PairTrainer(transformers.Trainer):
         if num_items_in_batch is None:
             raise ValueError("the trainer was not told the normalisers of the step")
         nll_sum, losses_P = self._forward(model, inputs, self._train_sums)
-        tokens, pairs = num_items_in_batch
-        loss = orpo_loss(nll_sum, tokens, losses_P, pairs, self._config.beta)
+        tokens, pairs = num_items_in_batch.clamp(min=1)
+        loss: Tensor = self._objective.nll_weight * nll_sum / tokens + losses_P.sum() / pairs
         return loss * float(self.args.world_size)
 
     def prediction_step(
@@ -265,105 +201,149 @@ class PairTrainer(transformers.Trainer):
 
     def evaluation_loop(self, *arguments: Any, metric_key_prefix: str = "eval", **named: Any) -> EvalLoopOutput:
         """The loss and metrics over the whole validation set, whatever its batches."""
-        self._eval_sums = _Sums(self._config.beta)
+        self._eval_sums = _Sums(self._objective)
         output = super().evaluation_loop(*arguments, metric_key_prefix=metric_key_prefix, **named)
         metrics = self._eval_sums.read(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log; rows of training get the metrics over all steps since the last one."""
+        """Log; rows of training get loss and metrics over all steps since the last one, cut off in between or not."""
         if "loss" in logs:
-            metrics = self._train_sums.read(self.accelerator)
-            self._train_sums = _Sums(self._config.beta)
-            logs.update({name: value for name, value in metrics.items() if name != "loss"})
+            logs.update(self._train_sums.read(self.accelerator))
+            self._train_sums = _Sums(self._objective)
         super().log(logs, start_time)
+
+    def _lay_out(self, examples: list[Example]) -> Batch:
+        full = self._objective.nll_weight > 0 and self._objective.nll_on == "full"
+        return self._layout.lay_out(examples, score_prompt=full)
 
     def _forward(self, model: nn.Module, batch: Batch, sums: _Sums) -> tuple[Tensor, Tensor]:
         logps = self._layout.run(model, batch)
-        means_C = logps.means_C
-        chosen_P, rejected_P = means_C[batch["chosen_P"]], means_C[batch["rejected_P"]]
-        nll_sum = -logps.sums_C[batch["chosen_P"]].sum() - logps.prompt_sums_B[batch["record_P"]].sum()
-        sums.add(nll_sum.detach(), batch["nll_tokens"], chosen_P.detach(), rejected_P.detach())
-        return nll_sum, odds_ratio_losses(chosen_P, rejected_P)
+        sums_C = logps.sums_C
+        sides = [
+            Answers(
+                sums_P=sums_C[index_P],
+                counts_P=logps.counts_C[index_P],
+                reference_sums_P=batch["reference_C"][index_P] if "reference_C" in batch else None,
+            )
+            for index_P in (batch["chosen_P"], batch["rejected_P"])
+        ]
+        nll_sum = -sides[0].sums_P.sum() - logps.prompt_sums_B[batch["record_P"]].sum()
+        losses_P = self._objective.pair_losses(*sides)
+        sums.add(nll_sum, batch["nll_tokens"], losses_P, *sides)
+        return nll_sum, losses_P
+
+    def extra_state(self) -> Any:
+        """The sums since the last log."""
+        return self._train_sums.gather(self.accelerator)
+
+    def load_extra_state(self, state: Any) -> None:
+        """Go on from those sums, on the first worker: they are of all workers."""
+        if self.args.should_save:
+            self._train_sums.put(state, self.args.device)
 
 
 class _Sums:
     """Sums behind TRL's metrics over a stretch of batches, kept on the device and added up over workers when read."""
 
-    def __init__(self, beta: float) -> None:
-        self._beta = beta
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
         self._sums: Tensor | None = None
 
-    def add(self, nll_sum: Tensor, nll_tokens: Tensor, chosen_P: Tensor, rejected_P: Tensor) -> None:
-        new = torch.stack(
-            [
-                nll_sum,
-                nll_tokens.to(nll_sum.dtype),
-                torch.ones_like(chosen_P).sum(),
-                chosen_P.sum(),
-                rejected_P.sum(),
-                logsigmoid(log_odds_ratio(chosen_P, rejected_P)).sum(),
-                (chosen_P > rejected_P).float().sum(),
-            ]
-        ).double()
+    def add(self, nll_sum: Tensor, nll_tokens: Tensor, losses_P: Tensor, chosen: Answers, rejected: Answers) -> None:
+        with torch.no_grad():
+            chosen_rewards_P, rejected_rewards_P = self._objective.rewards(chosen), self._objective.rewards(rejected)
+            new = torch.stack(
+                [
+                    nll_sum,
+                    nll_tokens.to(nll_sum.dtype),
+                    torch.ones_like(chosen.sums_P).sum(),
+                    losses_P.sum(),
+                    chosen_rewards_P.sum(),
+                    rejected_rewards_P.sum(),
+                    (chosen_rewards_P > rejected_rewards_P).float().sum(),
+                    chosen.means_P.sum(),
+                    rejected.means_P.sum(),
+                    logsigmoid(log_odds_ratio(chosen.means_P, rejected.means_P)).sum(),
+                ]
+            ).double()
         self._sums = new if self._sums is None else self._sums + new
+
+    def gather(self, accelerator: Any) -> list[float] | None:
+        """The sums over all workers; every worker must call, and gets the same."""
+        if self._sums is None:
+            return None
+        gathered: list[float] = accelerator.reduce(self._sums, reduction="sum").tolist()
+        return gathered
+
+    def put(self, values: list[float] | None, device: torch.device) -> None:
+        """Go on from what `gather` gave; on one worker only."""
+        self._sums = None if values is None else torch.tensor(values, dtype=torch.float64, device=device)
 
     def read(self, accelerator: Any) -> dict[str, float]:
         """Metrics under TRL's names, and `loss`; every worker must call, and gets the same."""
-        if self._sums is None:
+        values = self.gather(accelerator)
+        if values is None or not values[2]:
             return {}
-        nll, tokens, pairs, chosen, rejected, log_odds, right = accelerator.reduce(self._sums, reduction="sum").tolist()
-        if not pairs:
-            return {}
+        nll, tokens, pairs, losses, *sides = values
         nll_loss = nll / tokens
+        chosen_reward, rejected_reward, right, chosen, rejected, log_odds = (value / pairs for value in sides)
         return {
-            "loss": nll_loss - self._beta * log_odds / pairs,
+            "loss": self._objective.nll_weight * nll_loss + losses / pairs,
             "nll_loss": nll_loss,
-            "log_odds_ratio": log_odds / pairs,
-            "rewards/chosen": self._beta * chosen / pairs,
-            "rewards/rejected": self._beta * rejected / pairs,
-            "rewards/margins": self._beta * (chosen - rejected) / pairs,
-            "rewards/accuracies": right / pairs,
-            "logps/chosen": chosen / pairs,
-            "logps/rejected": rejected / pairs,
+            "log_odds_ratio": log_odds,
+            "rewards/chosen": chosen_reward,
+            "rewards/rejected": rejected_reward,
+            "rewards/margins": chosen_reward - rejected_reward,
+            "rewards/accuracies": right,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
         }
 
 
-class _Filled(Dataset[Example]):
-    """Examples and, up to a multiple of `step`, fillers without pairs.
+class _Rows(Dataset[Example]):
+    """Examples by index, and the filler."""
 
-    Every worker then gets full batches; otherwise accelerate would repeat records to even the workers out.
-    """
-
-    def __init__(self, examples: list[Example], step: int) -> None:
-        self._examples = examples
-        self._length = math.ceil(len(examples) / step) * step
-        first = examples[0]
-        self._filler = Example(
-            record_id="", prompt_ids=first.prompt_ids[:1], completions=[first.completions[0][:1]], pairs=[]
-        )
+    def __init__(self, examples: Examples, shown: Callable[[Example], Example] | None) -> None:
+        self._examples, self._shown = examples, shown
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._examples)
 
     def __getitem__(self, index: int) -> Example:
-        return self._examples[index] if index < len(self._examples) else self._filler
+        if index == FILLER:
+            first = self._examples[0]
+            return Example(
+                record_id="", prompt_ids=first.prompt_ids[:1], completions=[first.completions[0][:1]], pairs=[]
+            )
+        example = self._examples[index]
+        return self._shown(example) if self._shown else example
 
 
-class _Order(Sampler[int]):
-    """A new order of the records in each epoch, the same on every worker and after resuming; fillers come last."""
+class _Share(Sampler[list[int]]):
+    """One worker's micro-batches: of each step's records every `world_size`-th, `size` at a time.
 
-    def __init__(self, records: int, length: int, seed: int, epoch: Callable[[], int]) -> None:
-        self._records = records
-        self._length = length
-        self._seed = seed
-        self._epoch = epoch
+    All workers get equally many, and each step takes equally many, for they meet in every one.
+    """
+
+    def __init__(
+        self, order: Callable[[], list[int]], records: int, records_per_step: int, size: int, rank: int, world_size: int
+    ) -> None:
+        self._order, self._records, self._per_step = order, records, records_per_step
+        self._size, self._rank, self._world_size = size, rank, world_size
+        self._per_share = math.ceil(math.ceil(records_per_step / world_size) / size)
 
     def __len__(self) -> int:
-        return self._length
+        return math.ceil(self._records / self._per_step) * self._per_share
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch())
-        yield from torch.randperm(self._records, generator=generator).tolist()
-        yield from range(self._records, self._length)
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        for start in range(0, len(order), self._per_step):
+            mine = order[start : start + self._per_step][self._rank :: self._world_size]
+            for index in range(self._per_share):
+                yield mine[index * self._size : (index + 1) * self._size] or [FILLER]
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

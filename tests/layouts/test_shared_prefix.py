@@ -1,116 +1,172 @@
-"""Every number is compared with TRL's ORPOTrainer, loss, token log-probabilities and gradients alike."""
+"""Every number is compared with TRL's trainers: log-probabilities of tokens, loss and gradients alike.
 
-import copy
+A loss alone would pass broken code: without the restart of positions it moves by 2.5e-6 while gradients move by 7e-2.
+"""
+
 import dataclasses
+import functools
 
 import pytest
 import torch
-from datasets import Dataset
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mint_ray.layouts import Example
 from mint_ray.layouts.concatenated import ConcatenatedLayout
-from mint_ray.layouts.shared_prefix import PADDING, PREFIX, SharedPrefixLayout, visible
-from mint_ray.loading import UserError
-from mint_ray.objectives import odds_ratio_losses, orpo_loss
-from mint_ray.records import Message, PreferencePair
-from mint_ray.trainers.shared_prefix import choose_layout
-from mint_ray.trainers.tokenization import tokenize_pairs
-from tests.tiny import tiny_model, tiny_tokenizer
+from mint_ray.layouts.masks import PADDING, PREFIX, SPLIT, set_attention
+from mint_ray.layouts.shared_prefix import SharedPrefixLayout
+from mint_ray.objectives import Answers, build_objective
+from mint_ray.objectives.config import Dpo, Orpo
+from tests.layouts.reference import BETA, DpoReference, Measured, OrpoReference, exact_model, gradients, largest_error
+from tests.tiny import tiny_model
 
-BETA = 0.5
-NOTE = "A boy of four years with short stature and seizures."
-CASES = {
-    "one pair": [("a", NOTE, "1. Noonan syndrome", "1. Rett syndrome 2. Marfan syndrome")],
-    "several pairs of one record": [
-        ("a", NOTE, "1. Noonan syndrome", "1. Rett syndrome 2. Marfan syndrome"),
-        ("a", NOTE, "1. Noonan syndrome", "Kabuki"),
-        ("a", NOTE, "1. Noonan syndrome 2. Kabuki", "liver, kidney, breast"),
-    ],
-    "rows of different lengths": [
-        ("a", NOTE, "1. Noonan syndrome", "1. Rett syndrome 2. Marfan syndrome"),
-        ("a", NOTE, "Kabuki", "1. Rett syndrome 2. Marfan syndrome"),
-        ("b", "A cough.", "Williams syndrome, and nothing else", "Rett"),
-        ("c", NOTE + " " + NOTE, "The skin.", "The lung."),
-    ],
-}
+SERVED = ["llama", "qwen3", "gemma", "gemma3", "mistral"]
 
 
-def to_pair(record_id, prompt, chosen, rejected):
-    return PreferencePair(
-        prompt=[Message(role="system", content="Answer."), Message(role="user", content=prompt)],
-        chosen=[Message(role="assistant", content=chosen)],
-        rejected=[Message(role="assistant", content=rejected)],
-        record_id=record_id,
-        split="train",
-        teacher="",
-        sampler="",
-        chosen_labels=[],
-        rejected_labels=[],
+def record(name, prompt, completions, pairs):
+    """An example with token ids that a first token of its own sets apart."""
+    start = 3 + 40 * ord(name[0]) % 300
+    return Example(
+        record_id=name,
+        prompt_ids=[start + (7 * index) % 37 for index in range(prompt)],
+        completions=[[3 + (29 * token + start) % 390 for token in completion] for completion in completions],
+        pairs=pairs,
     )
 
 
-class Reference:
-    """TRL's trainer over the same pairs: its loss, mean log-probabilities per completion and gradients."""
+CASES = {
+    "one pair": [record("a", 12, [[1, 2, 3, 4], [5, 6, 7, 8, 9, 10, 11]], [(0, 1)])],
+    "several pairs of one record, answers used again": [
+        record("b", 14, [[1, 2, 3], [4, 5, 6, 7], [8, 9], [10, 11, 12, 13, 14]], [(0, 1), (0, 2), (3, 0), (3, 2)])
+    ],
+    "answers that begin alike, and one that another begins with": [
+        record("c", 9, [[1, 2, 3, 4], [1, 2, 5, 6, 7], [1, 2, 3]], [(0, 1), (2, 1), (0, 2)]),
+    ],
+    "a merge across the end of the prompt in one answer": [
+        # "...Mar" + "fan" is one token in the one answer; in the other the prompt's last token stands alone
+        record("d", 8, [[60, 2, 3], [61, 62, 4, 5]], [(0, 1)]),
+        record("d", 8, [[60, 9, 8, 7], [61, 62, 4, 5]], [(0, 1), (1, 0)]),
+    ],
+    "records of different lengths": [
+        record("e", 11, [[1, 2, 3], [4, 5, 6, 7, 8, 9]], [(0, 1)]),
+        record("f", 1, [[10, 11, 12, 13, 14, 15, 16], [17, 18]], [(0, 1)]),
+        record("g", 25, [[1, 2], [3, 4, 5]], [(1, 0)]),
+        record("h", 5, [[20, 21, 22], [23, 24, 25], [26, 27]], [(0, 1), (0, 2)]),
+    ],
+}
+PACKED = CASES["records of different lengths"]
 
-    def __init__(self, pairs, folder):
-        rows = [dataclasses.asdict(pair) for pair in pairs]
-        self.trainer = ORPOTrainer(
-            model=tiny_model(),
-            args=ORPOConfig(output_dir=str(folder), beta=BETA, max_length=2048, report_to="none", use_cpu=True),
-            train_dataset=Dataset.from_list(
-                [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
-            ),
-            processing_class=tiny_tokenizer(),
-        )
-        batch = self.trainer.data_collator(list(self.trainer.train_dataset))
-        model = self.trainer.model
-        loss, self.metrics = self.trainer.get_batch_loss_metrics(model, batch)
-        loss.backward()
-        self.loss = loss.item()
-        self.gradients = {name: weight.grad for name, weight in model.named_parameters()}
-        with torch.no_grad():
-            chosen_P, rejected_P = self.trainer.concatenated_forward(model, batch)[:2]
-        self.logps = torch.cat([chosen_P, rejected_P])
+LAYOUTS = {
+    "shared prefix, split attention": (SharedPrefixLayout(), SPLIT),
+    "shared prefix, one mask": (SharedPrefixLayout(), "sdpa"),
+    "shared prefix, packed, split attention": (SharedPrefixLayout(row_tokens=45), SPLIT),
+    "shared prefix, packed into one row": (SharedPrefixLayout(row_tokens=1000), "sdpa"),
+    "shared prefix, logits by rows": (SharedPrefixLayout(head="rows"), "sdpa"),
+    "concatenated": (ConcatenatedLayout(), "sdpa"),
+    "concatenated, all logits": (ConcatenatedLayout(head="all"), "sdpa"),
+}
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
-def case(request, tmp_path_factory):
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
     torch.set_num_threads(1)
-    pairs = [to_pair(*row) for row in CASES[request.param]]
-    examples, dropped = tokenize_pairs(pairs, tiny_tokenizer(), max_length=2048)
-    assert not dropped
-    return examples, Reference(pairs, tmp_path_factory.mktemp("trl"))
 
 
-def measure(layout, examples, *, score_prompt=True, tamper=lambda batch: batch):
-    """Loss, mean log-probabilities of chosen then rejected, gradients."""
-    model = tiny_model()
-    batch = tamper(layout.lay_out(examples, score_prompt=score_prompt))
+@pytest.fixture(scope="module")
+def orpo(tmp_path_factory):
+    return functools.cache(lambda family: OrpoReference(tiny_model(family=family), tmp_path_factory.mktemp("trl")))
+
+
+def run(layout, model, examples, *, nll_on="full", tamper=lambda batch: batch):
+    batch = tamper(layout.lay_out(examples, score_prompt=nll_on == "full"))
     logps = layout.run(model, batch)
-    chosen_P, rejected_P = logps.means_C[batch["chosen_P"]], logps.means_C[batch["rejected_P"]]
-    nll_sum = -logps.sums_C[batch["chosen_P"]].sum() - logps.prompt_sums_B[batch["record_P"]].sum()
-    losses_P = odds_ratio_losses(chosen_P, rejected_P)
-    loss = orpo_loss(nll_sum, batch["nll_tokens"], losses_P, batch["pairs"], BETA)
+    tokens_C = logps.token_logps_N.detach().split(logps.counts_C.tolist())
+    token_logps = torch.cat([tokens_C[index] for side in ("chosen_P", "rejected_P") for index in batch[side]])
+    sides = [
+        Answers(
+            sums_P=logps.sums_C[batch[side]],
+            counts_P=logps.counts_C[batch[side]],
+            reference_sums_P=batch["reference_C"][batch[side]] if "reference_C" in batch else None,
+        )
+        for side in ("chosen_P", "rejected_P")
+    ]
+    nll = -sides[0].sums_P.sum() - logps.prompt_sums_B[batch["record_P"]].sum()
+    return sides, nll / batch["nll_tokens"], token_logps
+
+
+def measure(layout, model, examples, *, nll_on="full", tamper=lambda batch: batch):
+    """What `OrpoReference.measure` measures."""
+    objective = build_objective(Orpo(beta=BETA, nll_on=nll_on))
+    model.zero_grad(set_to_none=True)
+    (chosen, rejected), nll, token_logps = run(layout, model, examples, nll_on=nll_on, tamper=tamper)
+    loss = objective.nll_weight * nll + objective.pair_losses(chosen, rejected).mean()
     loss.backward()
-    gradients = {name: weight.grad for name, weight in model.named_parameters()}
-    return loss.item(), torch.cat([chosen_P, rejected_P]).detach(), gradients
+    return Measured(loss.item(), token_logps, gradients(model))
 
 
-def largest_gradient_error(gradients, reference):
-    """Relative to the norm of the whole gradient."""
-    norm = torch.sqrt(sum((gradient**2).sum() for gradient in reference.values()))
-    assert gradients.keys() == reference.keys()
-    return max(((gradients[name] - reference[name]).abs().max() / norm).item() for name in reference)
+def model_with(family, attention):
+    model = tiny_model(family=family).train()
+    set_attention(model, attention)
+    return model
 
 
-@pytest.mark.parametrize("layout", [SharedPrefixLayout(), ConcatenatedLayout()], ids=lambda layout: layout.name)
-def test_loss_log_probabilities_and_gradients_equal_those_of_trl(case, layout):
-    examples, reference = case
-    loss, logps, gradients = measure(layout, examples)
-    assert loss == pytest.approx(reference.loss, rel=1e-5)
-    torch.testing.assert_close(logps, reference.logps, rtol=1e-5, atol=0)
-    assert largest_gradient_error(gradients, reference.gradients) < 1e-5
+# padded on the left TRL scores the first token of a prompt too, as if the padding before it predicted it
+@pytest.mark.parametrize(
+    ("nll_on", "pad_left"),
+    [("full", False), ("completion", False), ("completion", True)],
+    ids=["full", "completion", "completion, padded left"],
+)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", SERVED)
+def test_log_probabilities_loss_and_gradients_equal_those_of_trl(orpo, family, case, nll_on, pad_left):
+    expected = orpo(family).measure(CASES[case], nll_on=nll_on, pad_left=pad_left)
+    for name, (layout, attention) in LAYOUTS.items():
+        actual = measure(layout, model_with(family, attention), CASES[case], nll_on=nll_on)
+        assert actual.loss == pytest.approx(expected.loss, rel=1e-5), name
+        torch.testing.assert_close(actual.token_logps, expected.token_logps, rtol=1e-5, atol=1e-5)
+        assert largest_error(actual.gradients, expected.gradients) < 1e-5, name
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_float64_models_agree_with_trl_to_ten_digits(family, tmp_path):
+    reference = OrpoReference(exact_model(family), tmp_path)
+    for case, examples in CASES.items():
+        expected = reference.measure_linear(examples)
+        for name, (layout, attention) in LAYOUTS.items():
+            model = exact_model(family)
+            set_attention(model, attention)
+            (chosen, rejected), nll, token_logps = run(layout, model, examples)
+            loss = nll + chosen.means_P.sum() - 2 * rejected.means_P.sum()
+            loss.backward()
+            assert loss.item() == pytest.approx(expected.loss, rel=1e-10), (case, name)
+            torch.testing.assert_close(token_logps, expected.token_logps, rtol=0, atol=1e-10)
+            assert largest_error(gradients(model), expected.gradients) < 1e-10, (case, name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dpo_sums_loss_and_gradients_equal_those_of_trl(case, tmp_path):
+    reference = DpoReference(tiny_model(), tiny_model(seed=1), tmp_path)
+    expected, sums, base_sums = reference.measure(CASES[case])
+    for layout, attention in LAYOUTS.values():
+        # the base student's log-probabilities, by the same layout, travel with the examples
+        with torch.no_grad():
+            logps = layout.run(tiny_model(seed=1), layout.lay_out(CASES[case], score_prompt=False))
+        examples = with_reference(CASES[case], logps.sums_C.tolist())
+        model = model_with("llama", attention)
+        (chosen, rejected), _, _ = run(layout, model, examples, nll_on="completion")
+        loss = build_objective(Dpo(beta=BETA)).pair_losses(chosen, rejected).mean()
+        loss.backward()
+        torch.testing.assert_close(torch.cat([chosen.sums_P, rejected.sums_P]).detach(), sums, rtol=1e-5, atol=0)
+        torch.testing.assert_close(
+            torch.cat([chosen.reference_sums_P, rejected.reference_sums_P]), base_sums, rtol=1e-5, atol=0
+        )
+        assert loss.item() == pytest.approx(expected.loss, rel=1e-5)
+        assert largest_error(gradients(model), expected.gradients) < 1e-5
+
+
+def with_reference(examples, sums):
+    sums = iter(sums)
+    return [
+        dataclasses.replace(example, reference_logps=[next(sums) for _ in example.completions]) for example in examples
+    ]
 
 
 def no_position_restart(batch):
@@ -121,123 +177,143 @@ def no_segment_mask(batch):
     return batch | {"segments": batch["segments"].clamp(max=PREFIX)}
 
 
+def no_mask_behind_the_prefix(batch):
+    return batch | {"masked_Q": batch["masked_Q"][:0]}
+
+
+def no_record_mask(batch):
+    return batch | {"records": batch["records"].clamp(max=0)}
+
+
 def first_token_read_one_column_back(batch):
-    """Every completion's first own token is predicted by the row before it rather than by the end of the prefix."""
-    rows, columns = batch["cell_row_M"], batch["columns_K"][batch["cell_column_M"]]
-    sources, segments = batch["source_N"].clone(), batch["segments"]
-    width = segments.shape[1]
-    for index in range(len(sources)):
-        row, column = rows[sources[index]], columns[sources[index]]
-        is_last_of_prefix = segments[row, column] == PREFIX and (
-            column + 1 == width or segments[row, column + 1] != PREFIX
+    """The first token of each completion is predicted by the token before the one that should."""
+    starts = batch["counts_C"].cumsum(0) - batch["counts_C"]
+    source = batch["source_N"].clone()
+    for start in starts.tolist():
+        before = (batch["cells_M"] == batch["cells_M"][source[start]] - 1).nonzero()
+        source[start] = before[0, 0]
+    return batch | {"source_N": source}
+
+
+BROKEN = {
+    "no position restart": (no_position_restart, SharedPrefixLayout(), "sdpa", "one pair"),
+    "no segment mask": (no_segment_mask, SharedPrefixLayout(), "sdpa", "one pair"),
+    "no mask behind the prefix": (no_mask_behind_the_prefix, SharedPrefixLayout(), SPLIT, "one pair"),
+    "wrong first row": (first_token_read_one_column_back, SharedPrefixLayout(), "sdpa", "one pair"),
+    "no record mask": (
+        no_record_mask,
+        SharedPrefixLayout(row_tokens=1000),
+        "sdpa",
+        "records of different lengths",
+    ),
+    "no position restart, packed": (
+        no_position_restart,
+        SharedPrefixLayout(row_tokens=1000),
+        "sdpa",
+        "records of different lengths",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_wrong_layout_is_told_from_trl_by_log_probabilities_and_gradients(orpo, broken, family):
+    tamper, layout, attention, case = BROKEN[broken]
+    if broken == "no mask behind the prefix" and family in ("gemma3", "mistral"):
+        pytest.skip("a window shorter than the prefix takes a mask for every column")
+    expected = orpo(family).measure(CASES[case])
+    actual = measure(layout, model_with(family, attention), CASES[case], tamper=tamper)
+    assert (actual.token_logps - expected.token_logps).abs().max() > 1e-3
+    assert largest_error(actual.gradients, expected.gradients) > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_a_window_counted_in_columns_is_told_from_trl(orpo, family):
+    case = CASES["several pairs of one record, answers used again"]
+    expected = orpo(family).measure(case)
+    model = model_with(family, "sdpa")
+    model.config.sliding_window = 10**6
+    actual = measure(SharedPrefixLayout(), model, case)
+    assert (actual.token_logps - expected.token_logps).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_likelihood_of_the_completion_alone_is_told_from_trl(orpo, case):
+    expected = orpo("llama").measure(CASES[case])
+    actual = measure(SharedPrefixLayout(), tiny_model(), CASES[case], nll_on="completion")
+    assert abs(actual.loss - expected.loss) > 1e-3
+    assert largest_error(actual.gradients, expected.gradients) > 1e-2
+
+
+@pytest.mark.parametrize("row_tokens", [None, 30, 45, 1000])
+def test_results_come_back_in_the_order_given(row_tokens):
+    layout, model = SharedPrefixLayout(row_tokens=row_tokens), tiny_model()
+    with torch.no_grad():
+        together = layout.run(model, layout.lay_out(PACKED, score_prompt=True))
+        alone = [layout.run(model, layout.lay_out([example], score_prompt=True)) for example in PACKED]
+    for name in ("token_logps_N", "prompt_token_logps_N"):
+        torch.testing.assert_close(
+            getattr(together, name), torch.cat([getattr(logps, name) for logps in alone]), rtol=1e-5, atol=1e-5
         )
-        if is_last_of_prefix:
-            previous = (rows == row) & (columns == column - 1)
-            sources[index] = int(previous.nonzero()[0, 0])
-    return batch | {"source_N": sources}
+    assert together.prompt_counts_B.tolist() == [10, 0, 24, 4]
 
 
-@pytest.mark.parametrize("tamper", [no_position_restart, no_segment_mask, first_token_read_one_column_back])
-def test_a_wrong_layout_is_told_from_trl_by_log_probabilities_and_gradients(case, tamper):
-    examples, reference = case
-    _, logps, gradients = measure(SharedPrefixLayout(), examples, tamper=tamper)
-    assert ((logps - reference.logps) / reference.logps).abs().max() > 1e-4
-    assert largest_gradient_error(gradients, reference.gradients) > 1e-4
+def test_packing_fills_rows_with_the_longest_record_first():
+    # records of 20, 10, 30 and 13 tokens
+    lengths = [SharedPrefixLayout().lay_out([example], score_prompt=False)["row_tokens"].item() for example in PACKED]
+    assert lengths == [20, 10, 30, 13]
+    batch = SharedPrefixLayout(row_tokens=45).lay_out(PACKED, score_prompt=True)
+    rows = [sorted({*row.tolist()} - {PADDING}) for row in batch["records"]]
+    assert rows == [[2, 3], [0, 1]]
+    assert batch["input_ids"].shape == (2, 43)
+    assert batch["row_tokens"] == 73
+    again = SharedPrefixLayout(row_tokens=45).lay_out(PACKED, score_prompt=True)
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
 
 
-def test_likelihood_of_the_completion_alone_is_told_from_trl(case):
-    examples, reference = case
-    loss, _, gradients = measure(SharedPrefixLayout(), examples, score_prompt=False)
-    assert abs(loss - reference.loss) > 1e-2
-    assert largest_gradient_error(gradients, reference.gradients) > 1e-2
+def test_a_record_longer_than_a_row_has_a_row_of_its_own():
+    batch = SharedPrefixLayout(row_tokens=23).lay_out(PACKED, score_prompt=True)
+    assert [sorted({*row.tolist()} - {PADDING}) for row in batch["records"]] == [[2], [0], [1, 3]]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_token_log_probabilities_equal_those_of_rows_run_alone(attention):
-    examples = [
-        Example(record_id="a", prompt_ids=[5, 6, 7], completions=[[8, 9, 10], [8, 9], [8, 11, 12, 13]], pairs=[(0, 1)]),
-        Example(record_id="b", prompt_ids=[5], completions=[[20, 21]], pairs=[]),
-        Example(record_id="c", prompt_ids=[30] * 9, completions=[[31], [32, 33, 34]], pairs=[(1, 0)]),
-    ]
-    model = tiny_model()
-    model.set_attn_implementation(attention)
-    layout = SharedPrefixLayout()
-    batch = layout.lay_out(examples, score_prompt=True)
-    expected, expected_prompt = [], []
+def test_what_stands_in_the_padding_changes_nothing():
+    layout, model = SharedPrefixLayout(row_tokens=45), tiny_model()
+    batch = layout.lay_out(PACKED, score_prompt=True)
+    padding = batch["records"] == PADDING
+    assert padding.any()
+    other = batch | {"input_ids": batch["input_ids"].masked_fill(padding, 77)}
     with torch.no_grad():
-        actual = layout.run(model, batch)
-        for example in examples:
-            for index, completion in enumerate(example.completions):
-                ids = torch.tensor([example.prompt_ids + completion])
-                logps = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-                expected.append(logps[len(example.prompt_ids) - 1 :])
-                if index == 0:
-                    expected_prompt.append(logps[: len(example.prompt_ids) - 1])
-    torch.testing.assert_close(actual.token_logps_N, torch.cat(expected), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(actual.prompt_token_logps_N, torch.cat(expected_prompt), rtol=1e-5, atol=1e-6)
-    assert actual.counts_C.tolist() == [3, 2, 4, 2, 1, 3]
-    assert actual.prompt_counts_B.tolist() == [2, 0, 8]
+        for attention in ("sdpa", SPLIT, "eager"):
+            set_attention(model, attention)
+            assert torch.equal(layout.run(model, batch).token_logps_N, layout.run(model, other).token_logps_N)
 
 
-def test_a_batch_gives_the_log_probabilities_of_its_rows_one_by_one():
-    examples, _ = tokenize_pairs(
-        [to_pair(*row) for row in CASES["rows of different lengths"]], tiny_tokenizer(), max_length=2048
-    )
-    layout, model = SharedPrefixLayout(), tiny_model()
-    with torch.no_grad():
-        together = layout.run(model, layout.lay_out(examples, score_prompt=True))
-        alone = [layout.run(model, layout.lay_out([example], score_prompt=True)) for example in examples]
-    torch.testing.assert_close(
-        together.token_logps_N, torch.cat([logps.token_logps_N for logps in alone]), rtol=1e-5, atol=1e-6
-    )
+def test_a_prompt_is_run_once_and_a_completion_of_several_pairs_too():
+    (example,) = CASES["several pairs of one record, answers used again"]
+    batch = SharedPrefixLayout().lay_out([example], score_prompt=True)
+    assert batch["row_tokens"] == 14 + 3 + 4 + 2 + 5
+    assert batch["nll_tokens"] == 4 * 13 + 3 + 3 + 5 + 5
 
 
-def test_a_prompt_is_run_once_and_a_repeated_completion_too():
-    examples, _ = tokenize_pairs(
-        [to_pair(*row) for row in CASES["several pairs of one record"]], tiny_tokenizer(), max_length=2048
-    )
-    (example,) = examples
-    assert len(example.completions) == 5
-    assert example.pairs == [(0, 1), (0, 2), (3, 4)]
-    batch = SharedPrefixLayout().lay_out(examples, score_prompt=True)
-    assert batch["row_tokens"] <= len(example.prompt_ids) + sum(len(completion) for completion in example.completions)
+def test_tokens_that_all_answers_begin_with_are_run_once():
+    (example,) = CASES["answers that begin alike, and one that another begins with"]
+    batch = SharedPrefixLayout().lay_out([example], score_prompt=False)
+    assert batch["row_tokens"] == 9 + 2 + 2 + 3 + 1
 
 
-def test_logits_are_kept_only_where_a_token_is_scored():
+def test_logits_are_asked_for_only_where_a_token_is_scored():
     example = Example(record_id="a", prompt_ids=[5] * 20, completions=[[8, 9], [10, 11, 12]], pairs=[(0, 1)])
     batch = SharedPrefixLayout().lay_out([example], score_prompt=False)
     # the prefix's last token, then every completion token but each last one
-    assert batch["columns_K"].tolist() == [19, 20, 22, 23]
+    assert batch["cells_M"].tolist() == [19, 20, 22, 23]
 
 
-def test_a_completion_sees_the_prefix_and_itself_only():
-    segments = torch.tensor([[PADDING, 0, 0, 1, 1, 2, PADDING]])
-    expected = [
-        [1, 0, 0, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 1, 0, 0],
-        [0, 1, 1, 0, 0, 1, 0],
-    ]
-    assert visible(segments)[0, 0, :-1].int().tolist() == expected
-
-
-def test_an_empty_completion_is_refused_by_name():
-    with pytest.raises(UserError, match="'case-7': a completion has no tokens"):
-        Example(record_id="case-7", prompt_ids=[1], completions=[[2], []], pairs=[(0, 1)])
-
-
-def test_a_model_with_positions_of_its_own_falls_back_to_the_concatenated_layout():
-    class OwnPositions(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = tiny_model()
-            self.config = copy.deepcopy(self.model.config)
-
-        def forward(self, position_ids=None, **arguments):
-            return self.model(**arguments)
-
-    examples = [Example(record_id="a", prompt_ids=[5, 6, 7], completions=[[8, 9], [10, 11]], pairs=[(0, 1)])]
-    assert choose_layout(tiny_model(), examples).name == "shared_prefix"
-    assert choose_layout(OwnPositions(), examples).name == "concatenated"
+def test_a_single_answer_needs_no_mask_at_all():
+    example = Example(record_id="a", prompt_ids=[5, 6], completions=[[8, 9]], pairs=[(0, 0)])
+    batch = SharedPrefixLayout().lay_out([example], score_prompt=True)
+    assert len(batch["masked_Q"]) == 0
+    model = model_with("llama", SPLIT)
+    with torch.no_grad():
+        actual = SharedPrefixLayout().run(model, batch).token_logps_N
+        logps = tiny_model()(torch.tensor([[5, 6, 8, 9]])).logits[0, 1:3].log_softmax(-1)
+    torch.testing.assert_close(actual, torch.stack([logps[0, 8], logps[1, 9]]), rtol=1e-5, atol=1e-5)

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.records import Message, PreferencePair
-from mint_ray.stages.config import Train, TrainResources
+from mint_ray.stages.config import Train
+from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
 from mint_ray.students.config import Student
-from mint_ray.trainers.config import SharedPrefix
+from mint_ray.trainers.config import Arguments, TrainResources
 from tests.tiny import save_tiny_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -42,10 +43,13 @@ def weights(
 ) -> dict[str, torch.Tensor]:
     config = Train(
         student=Student(model_id=str(student), lora_rank=2),
-        trainer=SharedPrefix(train_batch_size=4, max_steps=4, eval_steps=2, zero_stage=zero_stage),  # type: ignore[arg-type]
-        resources=TrainResources(num_workers=workers, cpus_per_worker=1, per_device_train_batch_size=2, max_failures=0),
-    )
-    trained = train_student(str(root), config, pairs)
+        trainer=Arguments(train_batch_size=4, max_steps=4, eval_steps=2),
+        resources=TrainResources(
+            num_workers=workers, cpus_per_worker=1, per_device_train_batch_size=2, max_failures=0,
+            zero_stage=zero_stage,  # type: ignore[arg-type]
+        ),
+    )  # fmt: skip
+    trained = train_student(str(root), config, tokenize_pairs(str(root), config, pairs))
     return load_file(Path(trained.uri) / "adapter" / "adapter_model.safetensors")
 
 
@@ -57,7 +61,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path, dic
     return pairs, root / "student", weights(root, pairs, root / "student", 1, None)
 
 
-@pytest.mark.parametrize(("workers", "zero_stage"), [(2, None), (2, 3)], ids=["ddp", "zero-3"])
+@pytest.mark.parametrize(("workers", "zero_stage"), [(2, None), (2, 2), (2, 3)], ids=["ddp", "zero-2", "zero-3"])
 def test_two_workers_learn_what_one_does(
     alone: tuple[Artifact, Path, dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero_stage: int | None
 ) -> None:
@@ -74,15 +78,21 @@ def test_a_run_that_died_before_it_was_published_is_not_trained_again(
 ) -> None:
     pairs, student, expected = alone
 
-    def die(*_: object) -> None:
-        raise KeyboardInterrupt
+    publish = Artifact._publish
+
+    def die(artifact: Artifact, *arguments: object) -> None:
+        if artifact.stage == "train":
+            raise KeyboardInterrupt
+        publish(artifact, *arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Artifact, "_publish", die)
         weights(tmp_path, pairs, student, 1, None)
     [run] = (tmp_path / "runs").iterdir()
-    checkpoints = sorted(path.name for path in run.glob("checkpoint_*"))
-    assert checkpoints
+    assert (run / "finished" / "adapter").is_dir()
+    # nobody could train on this
+    for part in tmp_path.glob("tokenize-*/train/*.parquet"):
+        part.unlink()
     found = weights(tmp_path, pairs, student, 1, None)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight)
