@@ -1,4 +1,4 @@
-"""The command line: `mint-ray VERB SPEC [a.b=c ...]`, one verb per stage."""
+"""The command line: `mint-ray VERB SPEC [--with FILE]... [a.b=c ...]`, one verb per stage."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,17 @@ VERBS = {
     "fit": ("fit", "Make the teacher ready."),
     "score": ("score", "Let the teacher rank every label of every record."),
     "pair": ("pair", "Draw preference pairs from the scores."),
+    "tokenize": ("tokenize", "Turn the pairs into the student's tokens."),
     "train": ("train", "Align the student with the pairs."),
     "evaluate": ("evaluate", "Compare base and aligned student on the test split."),
     "report": ("report", "Write the report of a run, running what is missing."),
 }
+
+
+LAYERS = (
+    "Lay a partial spec over SPEC, for instance one of jobs/presets; may be given several times. Later files, and "
+    "a.b=c last of all, win."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,15 +49,25 @@ def cli() -> None:
     """
 
 
+def _takes_spec(command: Callable[..., None]) -> Callable[..., None]:
+    """What every verb that reads a spec takes to make its config."""
+    for parameter in (
+        click.option("--root", help="Where artifacts go: a folder, s3://... or gs://... (default: the spec's root)."),
+        click.option("--with", "layers", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help=LAYERS),
+        click.argument("overrides", nargs=-1, metavar="[a.b=c ...]"),
+        click.argument("spec", type=click.Path(path_type=Path)),
+    ):
+        command = parameter(command)
+    return command
+
+
 def _add_stage(verb: str, last: str, summary: str) -> None:
     @cli.command(verb, help=summary, short_help=summary)
-    @click.argument("spec", type=click.Path(path_type=Path))
-    @click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
-    @click.option("--root", help="Where artifacts go: a folder, s3://... or gs://... (default: the spec's root).")
+    @_takes_spec
     @click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
     @click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
-    def command(spec: Path, overrides: tuple[str, ...], root: str | None, log_file: Path | None, as_json: bool) -> None:
-        config = _load(spec, overrides, root)
+    def command(log_file: Path | None, as_json: bool, **given: Any) -> None:
+        config = _load(**given)
         log_to(log_file or _log_file(config.root))
 
         from mint_ray.pipeline import run_pipeline
@@ -65,12 +83,10 @@ for _verb, (_last, _summary) in VERBS.items():
 
 
 @cli.command()
-@click.argument("spec", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, metavar="[a.b=c ...]")
-@click.option("--root", help="Where artifacts would go (default: the spec's root).")
-def check(spec: Path, overrides: tuple[str, ...], root: str | None) -> None:
-    """Check the spec, the inputs and the student without starting any work."""
-    config = _load(spec, overrides, root)
+@_takes_spec
+def check(spec: Path, **given: Any) -> None:
+    """Check the spec, the inputs and the student without starting any work, and estimate the memory of training."""
+    config = _load(spec, **given)
     log_to(None)
 
     from mint_ray.pipeline import check_pipeline
@@ -82,6 +98,7 @@ def check(spec: Path, overrides: tuple[str, ...], root: str | None) -> None:
     check_lengths(config.pair, len(prepared.labels))
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
     click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")
+    click.echo(_estimate_memory(config))
 
 
 @cli.command()
@@ -132,11 +149,36 @@ def main() -> None:
         sys.exit(1)
 
 
-def _load(spec: Path, overrides: tuple[str, ...], root: str | None) -> PipelineConfig:
+def _load(spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root: str | None) -> PipelineConfig:
     from mint_ray.config import PipelineConfig
     from mint_ray.loading import load
 
-    return load(PipelineConfig, spec, [*overrides, *([f"root={root}"] if root else [])])
+    return load(PipelineConfig, spec, [*overrides, *([f"root={root}"] if root else [])], layers)
+
+
+def _estimate_memory(config: PipelineConfig) -> str:
+    from transformers import AutoConfig
+
+    from mint_ray.students import resolve_path
+    from mint_ray.trainers.memory import estimate, shape_of
+
+    student, trainer, resources = config.train.student, config.train.trainer, config.train.resources
+    # the check of the student has brought its config.json here
+    model_config = AutoConfig.from_pretrained(
+        resolve_path(student), revision=student.revision, local_files_only=True, trust_remote_code=False
+    )
+    # max_length holds a prompt and its longest completion; every pair brings one more
+    record_tokens = (
+        trainer.max_length + config.pair.sampler.pairs_per_record * config.evaluate.generation.max_new_tokens
+    )
+    memory = estimate(shape_of(model_config, student), student, trainer, resources, record_tokens=record_tokens)
+    parts = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
+    listed = ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f}" for part in parts)
+    place = "GPU" if resources.gpus_per_worker else "memory"
+    return (
+        f"estimated, for records of {record_tokens:,} tokens: a training worker takes {memory.total / 1e9:.2f} GB "
+        f"of {place} ({listed}); its machine holds {memory.host / 1e9:.2f} GB for it"
+    )
 
 
 def _log_file(root: str) -> Path:

@@ -44,6 +44,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: 
     """
     said = _say(read_yaml(path), str(path))
     for layer in layers:
+        said = _with_default_kinds(cls, said, str(path))
         _lay_over(said, _say(read_yaml(layer), str(layer)))
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -131,7 +132,7 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
 
 
 def _changes_kind(below: dict[str, Any], above: dict[str, Any]) -> bool:
-    # a union is never without its kind; what states none has but one
+    # below, every section of a union has its kind
     return "kind" in below and "kind" in above and _unsay(below["kind"]) != _unsay(above["kind"])
 
 
@@ -147,7 +148,7 @@ def _put(said: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
 def _build(cls: type[T], said: Any, where: str) -> T:
     # JSON in strict mode: lists become tuples, yet "5" is no number and true is no 1
     try:
-        plain = _with_default_kinds(cls, _unsay(said))
+        plain = _unsay(_with_default_kinds(cls, said, where))
         return TypeAdapter(cls).validate_json(json.dumps(plain, default=str), strict=True)
     except ValidationError as error:
         lines = []
@@ -157,21 +158,22 @@ def _build(cls: type[T], said: Any, where: str) -> T:
         raise UserError("\n".join(lines)) from error
 
 
-def _with_default_kinds(cls: Any, plain: Any) -> Any:
-    """`plain` with the default's `kind` in every section of a union that states none: `a.beta=1` needs no `a.kind`."""
-    if not isinstance(plain, dict) or not dataclasses.is_dataclass(cls):
-        return plain
-    hints, filled = typing.get_type_hints(cls, include_extras=True), dict(plain)
+def _with_default_kinds(cls: Any, said: Any, where: str) -> Any:
+    """`said` with the default's `kind` in every section of a union that states none: `a.beta=1` needs no `a.kind`."""
+    if not isinstance(said, dict) or not dataclasses.is_dataclass(cls):
+        return said
+    hints, filled = typing.get_type_hints(cls, include_extras=True), dict(said)
     for field in dataclasses.fields(cls):
-        section = plain.get(field.name)
+        section = said.get(field.name)
         members = [member for member in _members(hints[field.name]) if dataclasses.is_dataclass(member)]
         if not isinstance(section, dict) or not members:
             continue
-        kind = getattr(field.default, "kind", None)
-        if len(members) > 1 and "kind" not in section and kind is not None:
-            section = {"kind": kind, **section}
-        chosen = [member for member in members if len(members) == 1 or _tag(member) == section.get("kind")]
-        filled[field.name] = _with_default_kinds(chosen[0], section) if chosen else section
+        default: Any = field.default
+        if len(members) > 1 and "kind" not in section and hasattr(default, "kind"):
+            section = {"kind": _Said(default.kind, where), **section}
+        kind = _unsay(section["kind"]) if "kind" in section else None
+        chosen = [member for member in members if len(members) == 1 or _tag(member) == kind]
+        filled[field.name] = _with_default_kinds(chosen[0], section, where) if chosen else section
     return filled
 
 

@@ -75,13 +75,15 @@ ROWS = "record_id,group_id,label_id,phenotypes\n"
 @pytest.mark.parametrize(
     ("source", "task", "overrides", "expected"),
     [
-        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective={kind: orpo, bta: 1}"], ["train.trainer.objective.bta: unknown key", "'beta'"]),
-        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective={kind: orpo, beta: big}"], ["train.trainer.objective.beta", "'big'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective.bta=1"], ["train.trainer.objective.bta: unknown key", "'beta'"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.objective.beta=big"], ["train.trainer.objective.beta", "'big'"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["prepare.source.kind=hop"], ["prepare.source.kind: got 'hop'", "'hpo'"]),
         ("{kind: phenopackets, uri: none.jsonl}", "{kind: rare_disease}", [], ["none.jsonl: no such file"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=/none/here"], ["/none/here"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.student.model_id=bundled:smol"], ["bundled:smol"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["score.without=[voice]"], ["score.without: got 'voice'", "face"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.student.dtype=bfloat16", "train.resources.zero_stage=2"], ["needs trainer.bf16"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["train.student.dtype=bfloat16", "train.student.lora_rank=null"], ["needs zero_stage"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.kind=trl"], ["objective.nll_on"]),
         ("{kind: hpo, diseases: 5}", "{kind: rare_disease}", ["pair.sampler={kind: hard, top: 3}"], ["top 3 and bottom 3", "5"]),
         ("{kind: hpo}", "{kind: rare_disease, labels: {ids: ['OMIM:1']}}", ["pair.sampler={kind: hard, top: 1}"], ["1"]),

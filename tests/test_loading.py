@@ -101,6 +101,17 @@ def test_a_layer_that_changes_the_kind_replaces_the_whole_mapping(tmp_path: Path
     assert load(Root, spec, layers=[same]).trainer == Slow(steps=(1,), rest=1.0)
 
 
+def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Path) -> None:
+    spec = write(tmp_path, "trainer: {rate: 2}\n")
+    assert load(Root, spec).trainer == Fast(rate=2.0)
+    assert load(Root, write(tmp_path, "name: a", "a.yaml"), ["trainer.rate=3"]).trainer == Fast(rate=3.0)
+    # so another kind replaces it too, and the same does not
+    assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: slow}", "s.yaml")]).trainer == Slow()
+    assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: fast}", "f.yaml")]).trainer == Fast(rate=2.0)
+    later = [write(tmp_path, "trainer: {rate: 2}", "one.yaml"), write(tmp_path, "trainer: {kind: slow}", "two.yaml")]
+    assert load(Root, write(tmp_path, "name: a", "a.yaml"), layers=later).trainer == Slow()
+
+
 @pytest.mark.parametrize(
     ("spec", "layer", "overrides", "expected"),
     [
@@ -135,10 +146,6 @@ def test_what_is_missing_is_missed_in_the_spec(tmp_path: Path) -> None:
     spec, layer = write(tmp_path, "{}"), write(tmp_path, "resources: {workers: 2}", "layer.yaml")
     with pytest.raises(UserError, match=r"spec\.yaml: name: required, and not given"):
         load(Needy, spec, layers=[layer])
-
-
-def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Path) -> None:
-    assert load(Root, write(tmp_path, "name: a"), ["trainer.rate=2.0"]).trainer == Fast(rate=2.0)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

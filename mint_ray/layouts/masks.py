@@ -119,10 +119,10 @@ def _mask(attention: str | None, batch: Batch, window: int | None) -> Tensor | B
     rule = visibility(batch, window)
     rows, width = batch["input_ids"].shape
     device = batch["input_ids"].device
+    if attention == SPLIT:
+        is_causal = window is None or width - len(batch["masked_Q"]) <= window
+        return dense(batch, rule, batch["masked_Q"] if is_causal else None)
     match attention:
-        case "mint_ray_split_sdpa":
-            causal = window is None or width - len(batch["masked_Q"]) <= window
-            return dense(batch, rule, batch["masked_Q"] if causal else None)
         case "sdpa":
             return dense(batch, rule)
         case "eager":

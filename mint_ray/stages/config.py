@@ -99,6 +99,12 @@ class Train:
     trainer: Arguments = Arguments()
     resources: TrainResources = TrainResources()
 
+    def __post_init__(self) -> None:
+        if self.student.dtype == "bfloat16" and not self.trainer.bf16 and self.resources.zero_stage is not None:
+            raise ValueError("student.dtype bfloat16 with zero_stage needs trainer.bf16: true")
+        if self.student.dtype == "bfloat16" and self.student.lora_rank is None and not self.resources.zero_stage:
+            raise ValueError("student.dtype bfloat16 with lora_rank null needs zero_stage 1, 2 or 3 for float32 copies")
+
 
 @settings
 class EvaluateResources:

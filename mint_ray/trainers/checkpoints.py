@@ -56,7 +56,7 @@ class WholeCheckpoints(transformers.Trainer):
                 shutil.rmtree(best, ignore_errors=True)
             trained.save(best, moments=False)
             self.state.best_model_checkpoint = str(best)
-        position = {"extra": self.extra_state(), "rng": _rng_states()}
+        position = {"adam_step": trained.step, "extra": self.extra_state(), "rng": _rng_states()}
         if not self.args.should_save:
             return
         if best.exists():
@@ -75,12 +75,12 @@ class WholeCheckpoints(transformers.Trainer):
         if resume_from_checkpoint is None:
             return prepared
         folder, best = Path(resume_from_checkpoint), Path(self.args.output_dir) / BEST
-        self._trained_state().load(folder / STATE, step=self.state.global_step)
+        position = _from_first(json.loads((folder / POSITION).read_text()) if self.args.should_save else None)
+        self._trained_state().load(folder / STATE, step=position["adam_step"])
         if self.args.should_save and (folder / BEST).exists():
             shutil.copytree(folder / BEST, best)
         if self.state.best_global_step is not None:
             self.state.best_model_checkpoint = str(best)
-        position = _from_first(json.loads((folder / POSITION).read_text()) if self.args.should_save else None)
         # every schedule is a function of the step; its own state would count groups that DeepSpeed leaves out
         self.lr_scheduler.last_epoch = self.state.global_step - 1
         with warnings.catch_warnings(category=UserWarning, action="ignore"):
@@ -107,9 +107,16 @@ class TrainedState:
     def __init__(self, model: nn.Module, optimizer: Any, engine: Any | None) -> None:
         """`model` is unwrapped, `optimizer` the one the trainer steps, `engine` DeepSpeed's if there is one."""
         self._parameters = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        self._holder = _zero_of(engine)
-        self._adam = self._holder.optimizer if self._holder else getattr(optimizer, "optimizer", optimizer)
+        stepped = engine.optimizer if engine is not None else getattr(optimizer, "optimizer", optimizer)
+        self._copies = _whole_copies(stepped, [weight for _, weight in self._parameters])
+        self._zero = stepped if self._copies is None else None
+        self._adam = getattr(stepped, "optimizer", stepped)
         self._is_first = _rank() == 0
+
+    @property
+    def step(self) -> int:
+        """How often AdamW believes to have stepped: some engines begin with a step that changes nothing."""
+        return max(int(state["step"]) for state in self._adam.state.values() if "step" in state)
 
     def save(self, folder: Path, *, moments: bool) -> None:
         """Write the weights, and the moments if asked for, into `folder` on rank 0. Every worker must call."""
@@ -149,17 +156,20 @@ class TrainedState:
                 self._write(weight, kind, value)
 
     def _read(self, weight: nn.Parameter, kind: str | None) -> Tensor:
-        if self._holder is None:
-            return weight.detach() if kind is None else cast(Tensor, self._adam.state[weight][kind])
+        if self._copies is not None:
+            copy = self._copies[weight]
+            return copy.detach() if kind is None else cast(Tensor, self._adam.state[copy][kind])
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         whole: Any = safe_get_full_fp32_param(weight) if kind is None else safe_get_full_optimizer_state(weight, kind)
         return cast(Tensor, whole.reshape(getattr(weight, "ds_shape", weight.shape)))
 
     def _write(self, weight: nn.Parameter, kind: str | None, value: Tensor) -> None:
-        if self._holder is None:
-            target = weight.data if kind is None else self._adam.state[weight][kind]
-            target.copy_(value)
+        if self._copies is not None:
+            copy = self._copies[weight]
+            (copy.data if kind is None else self._adam.state[copy][kind]).copy_(value)
+            if kind is None:
+                weight.data.copy_(value)
         elif hasattr(weight, "ds_id"):
             self._write_part(weight, kind, value)
         else:
@@ -189,34 +199,32 @@ class TrainedState:
 
     def _make_moments(self, step: int) -> None:
         """AdamW makes its moments in its first step; make them before it, as if `step` steps had been taken."""
-        weights = [weight for _, weight in self._parameters]
-        for flat in _flat_weights(self._holder) if self._holder else weights:
+        for flat in _flat_weights(self._zero) if self._copies is None else self._copies.values():
             self._adam.state[flat] = {
                 # where torch keeps it: fused AdamW beside the weight, otherwise on the CPU
                 "step": torch.tensor(float(step), device=flat.device if self._adam.defaults.get("fused") else "cpu"),
                 **{kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS},
             }
-        link = getattr(self._holder, "_lazy_init_hp_params_optimizer_state", None)
+        link = getattr(self._zero, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()
 
 
-def _zero_of(engine: Any | None) -> Any | None:
-    """DeepSpeed's optimiser where it keeps flat float32 copies; None where torch's own works on the weights."""
-    if engine is None or not hasattr(engine.optimizer, "optimizer"):
+def _whole_copies(stepped: Any, weights: list[nn.Parameter]) -> dict[nn.Parameter, nn.Parameter] | None:
+    """For each weight what AdamW steps on: itself, or DeepSpeed's float32 copy; None where ZeRO holds flat parts."""
+    if not hasattr(stepped, "optimizer"):
+        return {weight: weight for weight in weights}
+    if not hasattr(stepped, "fp32_groups"):  # stage 0 in bfloat16 has them
         return None
-    return engine.optimizer
+    groups = zip(stepped.fp16_groups, stepped.fp32_groups, strict=True)
+    return {weight: copy for group in groups for weight, copy in zip(*group, strict=True)}
 
 
-def _flat_weights(holder: Any) -> list[Tensor]:
-    for name in (
-        "fp32_partitioned_groups_flat",  # ZeRO-3
-        "single_partition_of_fp32_groups",  # ZeRO-1 and 2
-        "fp32_groups_flat_partition",  # stage 0 in bfloat16
-    ):
-        if hasattr(holder, name):
-            return list(getattr(holder, name))
-    raise TypeError(f"{type(holder).__name__}: DeepSpeed keeps its float32 weights in no place that is known")
+def _flat_weights(zero: Any) -> list[Tensor]:
+    for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):  # ZeRO-3; ZeRO-1 and 2
+        if hasattr(zero, name):
+            return list(getattr(zero, name))
+    raise TypeError(f"{type(zero).__name__}: DeepSpeed keeps its float32 weights in no place that is known")
 
 
 class _Stored:

@@ -16,8 +16,8 @@ def deepspeed_config(config: Arguments, resources: TrainResources) -> dict[str, 
     """ZeRO at `resources.zero_stage` for `TrainingArguments(deepspeed=...)`; None where plain DDP is asked for.
 
     ZeRO 1 to 3 split optimiser state, gradients and weights over the workers (arXiv 1910.02054). With `config.bf16` the
-    engine turns every weight into bfloat16 and keeps a float32 copy of those it trains; without it, it takes float32
-    weights only.
+    engine turns every weight into bfloat16 and keeps a float32 copy of those it trains; without it, weights stay as
+    they are.
     """
     if resources.zero_stage is None:
         return None

@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from mint_ray.layouts import Example
 from mint_ray.layouts import head as head_module
 from mint_ray.layouts.head import chunked_logps
+from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
 from tests.layouts.reference import gradients, largest_error
@@ -87,6 +88,7 @@ def lora(model, **options):
 
 def checkpointed():
     model = tiny_model().train()
+    set_attention(model, SPLIT)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 

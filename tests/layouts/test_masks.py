@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mint_ray.layouts import Example
+from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.masks import PADDING, SPLIT, attention_mask, attention_of, dense, set_attention, visibility
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
@@ -116,6 +117,20 @@ def test_split_attention_is_not_written_into_a_saved_model(tmp_path):
     set_attention(model, SPLIT)
     model.save_pretrained(tmp_path)
     assert SPLIT not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize("window", [3, 9, 10, 11, 100], ids="window {}".format)
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_windows_shorter_and_longer_than_the_prefix_reach_as_far_as_in_rows_of_one_answer(family, window):
+    model = tiny_model(family=family, sliding_window=window).eval()
+    plain = ConcatenatedLayout(head="all")
+    with torch.no_grad():
+        expected = plain.run(model, plain.lay_out(EXAMPLES, score_prompt=True)).token_logps_N
+        for attention in ("sdpa", SPLIT):
+            set_attention(model, attention)
+            for layout in (SharedPrefixLayout(), SharedPrefixLayout(row_tokens=100)):
+                actual = layout.run(model, layout.lay_out(EXAMPLES, score_prompt=True)).token_logps_N
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_with_sliding_and_full_layers_gets_a_mask_for_each():
