@@ -77,7 +77,7 @@ class Ontology:
         self.ids: list[str] = sorted(self.names)
         self.index: dict[str, int] = {term_id: i for i, term_id in enumerate(self.ids)}
         self._ancestors: dict[str, frozenset[str]] = {}
-        self._descendants: dict[str, int] = {}
+        self._specificity: dict[str, float] = {}
 
     def resolve(self, term_id: str) -> str | None:
         """The current id behind a current, alternative or obsolete one; None if the ontology has none."""
@@ -107,14 +107,14 @@ class Ontology:
 
         1 - log(terms below, itself included) / log(all terms): Seco et al., ECAI 2004.
         """
-        if not self._descendants:
+        if not self._specificity:
             counts: dict[str, int] = defaultdict(int)
             for below in self.ids:
                 for above in self.ancestors(below):
                     counts[above] += 1
-            self._descendants = dict(counts)
-        count = self._descendants.get(term_id)
-        return 0.0 if count is None else 1.0 - math.log(count) / math.log(len(self.ids))
+            whole = math.log(len(self.ids))
+            self._specificity = {above: 1.0 - math.log(count) / whole for above, count in counts.items()}
+        return self._specificity.get(term_id, 0.0)
 
 
 @cache

@@ -96,17 +96,16 @@ class Sibling(Tied):
 
 
 def count_confusions(
-    scores: Iterable[TeacherScores], truth: Mapping[str, str | None], top: int
+    scores: Iterable[TeacherScores], truths: Iterable[str | None], top: int
 ) -> Counter[tuple[str, str]]:
     """How many records of a true label have each other label among the first `top` of their ranking.
 
-    Keys are (true label, other label). Records of no known label count nowhere.
+    Keys are (true label, other label). Records of no known label (None among `truths`) count nowhere.
     """
     counts: Counter[tuple[str, str]] = Counter()
-    for row in scores:
-        label = truth[row.record_id]
-        if label is not None:
-            counts.update((label, other) for other in row.labels[:top] if other != label)
+    for row, truth in zip(scores, truths, strict=True):
+        if truth is not None:
+            counts.update((truth, other) for other in row.labels[:top] if other != truth)
     return counts
 
 

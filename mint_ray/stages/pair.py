@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.metadata
 import logging
 from collections import Counter
@@ -23,7 +24,6 @@ from mint_ray.records import (
     Record,
     Split,
     TeacherScores,
-    from_dict,
     from_table,
     schema_of,
     to_table,
@@ -41,7 +41,7 @@ PAIRS_PER_PART = 2_000
 """About so many pairs are tokenised by one task."""
 DRAWN: tuple[Split, ...] = ("train", "validation")
 ROWS_AT_ONCE = 1_024
-"""Rankings that a task holds as Python objects; with thousands of labels a part of them is large."""
+"""Records that a task holds as Python objects; with thousands of labels a part of the scores is large."""
 NEAREST = 200
 """Siblings kept of each label: more than any list rejects."""
 
@@ -165,6 +165,8 @@ class PairingActor:
         self.task = build_task(task, labels, config.sampler.top)
         self.knowledge = knowledge
         self.pairs_per_part = pairs_per_part
+        # the garbage collector would walk the ontology again and again: a quarter of the time
+        gc.freeze()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return to_table([self._work(part) for part in _rows(ScoresPart, batch)], PairsPart)
@@ -188,13 +190,12 @@ class PairingActor:
         return PairsPart(rankings=len(table), files=files, counts=counts, dropped=dict(dropped))
 
     def _draw(self, rankings: pa.Table, part: ScoresPart, dropped: Counter[str]) -> Iterator[list[PreferencePair]]:
-        rows = read_records(self.records, part.near, rankings["record_id"])
-        for start in range(0, len(rankings), ROWS_AT_ONCE):
-            for scores in from_table(TeacherScores, rankings.slice(start, ROWS_AT_ONCE)):
+        for held, rows in _joined(self.records, part, rankings):
+            for record, scores in zip(from_table(Record, held), rows, strict=True):
                 if scores.status == "failed":
                     dropped["teacher_failed"] += 1
                     continue
-                pairs = self._pairs_of(rows[scores.record_id], scores)
+                pairs = self._pairs_of(record, scores)
                 if pairs:
                     yield pairs
                 else:
@@ -239,11 +240,8 @@ class ConfusionActor:
         for part in _rows(ScoresPart, batch):
             table = read_part(self.scores.file_uri(part.path))
             rankings = table.filter(pc.equal(table["split"], "validation"))
-            held = read_records(self.records, part.near, rankings["record_id"], ["record_id", "group_id", "label_id"])
-            truth = {record_id: record.label_id for record_id, record in held.items()}
-            for start in range(0, len(rankings), ROWS_AT_ONCE):
-                rows = from_table(TeacherScores, rankings.slice(start, ROWS_AT_ONCE))
-                counts.update(count_confusions(rows, truth, self.top))
+            for held, rows in _joined(self.records, part, rankings, ["record_id", "label_id"]):
+                counts.update(count_confusions(rows, held["label_id"].to_pylist(), self.top))
         return to_table(
             [Confused(label=label, other=other, count=count) for (label, other), count in sorted(counts.items())],
             Confused,
@@ -252,24 +250,24 @@ class ConfusionActor:
 
 def read_records(
     records: Artifact, near: list[str], wanted: pa.ChunkedArray, columns: list[str] | None = None
-) -> dict[str, Record]:
-    """Records by id, from the parts `near` first and the others only as long as one is missing.
+) -> pa.Table:
+    """The records of the ids `wanted`, in their order, from the parts `near`; others are read only if one is missing.
 
-    Raises UserError if the artifact does not hold one of them.
+    `columns`, if not all, have `record_id` among them. Raises UserError if the artifact does not hold a record.
     """
-    found: dict[str, Record] = {}
     paths = [*near, *(file.path for file in records.table_files("records") if file.path not in near)]
+    held: list[pa.Table] = []
     for path in paths:
-        if len(found) == len(wanted):
-            return found
         table = read_part(records.file_uri(path), columns)
-        table = table.filter(pc.is_in(table["record_id"], value_set=wanted))
-        rows = from_table(Record, table) if columns is None else [from_dict(Record, row) for row in table.to_pylist()]
-        found.update((row.record_id, row) for row in rows)
-    missing = next((record_id for record_id in wanted.to_pylist() if record_id not in found), None)
-    if missing is not None:
-        raise UserError(f"{records.uri}: record {missing!r}: has scores, but is not there")
-    return found
+        held.append(table.filter(pc.is_in(table["record_id"], value_set=wanted)))
+        if sum(map(len, held)) == len(wanted):
+            break
+    found = pa.concat_tables(held)
+    places = pc.index_in(wanted, value_set=found["record_id"])
+    if places.null_count:
+        missing = wanted.filter(pc.is_null(places))[0]
+        raise UserError(f"{records.uri}: record {missing.as_py()!r}: has scores, but is not there")
+    return found.take(places)
 
 
 def note_span(prompt: list[Message], note: str) -> list[int] | None:
@@ -291,6 +289,15 @@ def _blocks(records: Artifact, scores: Artifact) -> list[pa.Table]:
         blocks.append(to_table([ScoresPart(number=number, path=file.path, near=near)], ScoresPart))
         start = stop
     return blocks
+
+
+def _joined(
+    records: Artifact, part: ScoresPart, rankings: pa.Table, columns: list[str] | None = None
+) -> Iterator[tuple[pa.Table, list[TeacherScores]]]:
+    """Some rows of the part's records and their rankings, again and again."""
+    held = read_records(records, part.near, rankings["record_id"], columns)
+    for start in range(0, len(rankings), ROWS_AT_ONCE):
+        yield held.slice(start, ROWS_AT_ONCE), from_table(TeacherScores, rankings.slice(start, ROWS_AT_ONCE))
 
 
 def _learn(
