@@ -48,7 +48,9 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
     @click.option("--root", help="Where artifacts go: a folder, s3://... or gs://... (default: the spec's root).")
     @click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
     @click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
-    def command(spec: Path, overrides: tuple[str, ...], root: str | None, log_file: Path | None, as_json: bool) -> None:
+    def command(
+        spec: Path, overrides: tuple[str, ...], root: str | None, log_file: Path | None, as_json: bool, show: int = 0
+    ) -> None:
         config = _load(spec, overrides, root)
         log_to(log_file or _log_file(config.root))
 
@@ -56,8 +58,17 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
 
         done = run_pipeline(config, last)
         _show(done, last)
+        if show:
+            from mint_ray.stages.pair import describe_pair, sample_pairs
+
+            for pair in sample_pairs(done["pair"], show):
+                click.echo(f"\n{describe_pair(pair)}")
         if as_json:
             click.echo(json.dumps(_outcome(done)))
+
+    if verb == "pair":
+        # applied to the finished command: the other verbs have no pairs to show
+        click.option("--show", type=click.IntRange(min=0), default=0, help="Print so many pairs to train on.")(command)
 
 
 for _verb, (_last, _summary) in VERBS.items():

@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import pyarrow as pa
@@ -144,6 +144,28 @@ def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
             table = read_part(pairs.file_uri(file.path)).take(here)
             found += from_table(PreferencePair, table)
     return found
+
+
+def describe_pair(pair: PreferencePair) -> str:
+    """A pair as a person reads it: the prompt, the answers side by side, the labels with the teacher's scores."""
+    hardness = "" if pair.difficulty is None else f", difficulty {pair.difficulty:.2f}"
+    prompt = [f"[{message.role}] {message.content}" for message in pair.prompt]
+    chosen, rejected = (
+        "\n".join(message.content for message in answer).splitlines() for answer in (pair.chosen, pair.rejected)
+    )
+    good, bad = (
+        [f"{score:8.4f}  {label}" for label, score in zip(labels, scores, strict=True)]
+        for labels, scores in ((pair.chosen_labels, pair.chosen_scores), (pair.rejected_labels, pair.rejected_scores))
+    )
+    rows = [
+        ("CHOSEN", "REJECTED"),
+        *zip_longest(chosen, rejected, fillvalue=""),
+        ("teacher's score", "teacher's score"),
+        *zip_longest(good, bad, fillvalue=""),
+    ]
+    width = max(len(left) for left, _ in rows)
+    table = [f"{left:{width}}  |  {right}".rstrip() for left, right in rows]
+    return "\n".join([f"--- {pair.record_id}: {pair.sampler} of {pair.teacher}{hardness}", *prompt, "", *table])
 
 
 class PairingActor:
