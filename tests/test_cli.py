@@ -86,6 +86,8 @@ ROWS = "record_id,group_id,label_id,phenotypes\n"
         ("{kind: hpo}", "{kind: rare_disease}", ["train.student.dtype=bfloat16", "train.student.lora_rank=null"], ["needs zero_stage"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["train.trainer.kind=trl"], ["objective.nll_on"]),
         ("{kind: hpo, diseases: 5}", "{kind: rare_disease}", ["pair.sampler={kind: hard, top: 3}"], ["top 3 and bottom 3", "5"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["pair.sampler={kind: sibling, temperature: -1}"], ["pair.sampler: temperature", "got -1"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["pair.sampler={kind: mixture, members: [{sampler: {kind: hard, top: 9}}]}"], ["pair.sampler: top is the mixture's to say, 3; its hard says 9"]),
         ("{kind: hpo}", "{kind: rare_disease, labels: {ids: ['OMIM:1']}}", ["pair.sampler={kind: hard, top: 1}"], ["1"]),
         ("{kind: hpo, patients_per_disease: 1, diseases: 6}", "{kind: rare_disease}", [], ["split is empty"]),
     ],

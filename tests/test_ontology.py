@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from mint_ray.ontology import FACE, PHENOTYPIC_ABNORMALITY, Ontology, load_ontology, read_annotations, read_frequency
+from mint_ray.ontology import (
+    FACE,
+    PHENOTYPIC_ABNORMALITY,
+    Ontology,
+    load_ontology,
+    nearest_diseases,
+    read_annotations,
+    read_frequency,
+)
 
 SEIZURE, LONG_PHILTRUM, EPICANTHUS = "HP:0001250", "HP:0000343", "HP:0000286"
 
@@ -87,3 +95,29 @@ def test_annotations_are_well_formed() -> None:
     assert all(annotation.frequency is None or 0 <= annotation.frequency <= 1 for annotation in annotations)
     assert any(annotation.excluded for annotation in annotations)
     assert any(len(annotation.references) > 1 for annotation in annotations)
+
+
+def test_the_nearest_diseases_share_the_most_specific_findings() -> None:
+    ontology = load_ontology()
+    noonan, leopard, marfan, loeys_dietz = "OMIM:163950", "OMIM:151100", "OMIM:154700", "OMIM:609192"
+    ids = [noonan, leopard, marfan, loeys_dietz]
+    terms: dict[str, set[str]] = {disease_id: set() for disease_id in ids}
+    for line in read_annotations():
+        if line.disease_id in terms and line.aspect == "P" and not line.excluded and line.frequency != 0:
+            term = ontology.resolve(line.term_id)
+            assert term is not None
+            terms[line.disease_id] |= ontology.ancestors(term)
+
+    def likeness(one: str, other: str) -> float:
+        shared, either = (
+            sum(map(ontology.specificity, found)) for found in (terms[one] & terms[other], terms[one] | terms[other])
+        )
+        return shared / either
+
+    near = nearest_diseases([*ids, "OMIM:0"], 2)
+    assert list(near) == ids
+    for disease_id in ids:
+        expected = sorted((other for other in ids if other != disease_id), key=lambda x: -likeness(disease_id, x))[:2]
+        assert near[disease_id] == {other: pytest.approx(likeness(disease_id, other)) for other in expected}
+    assert next(iter(near[noonan])) == leopard
+    assert next(iter(near[marfan])) == loeys_dietz

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import verify
@@ -114,6 +115,25 @@ def test_the_adapter_is_safetensors_and_nothing_is_left_of_the_run(spec: Path, f
     assert "adapter_model.safetensors" in names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     assert list((spec.parent / "out" / "runs").iterdir()) == []
+
+
+def test_samplers_over_the_same_scores_ask_the_teacher_once(spec: Path, first: dict[str, Any]) -> None:
+    before = modified(first)
+    kinds = ("confusion", "sibling", "permuted")
+    members = ", ".join(f"{{sampler: {{kind: {kind}}}}}" for kind in kinds)
+    sampler = f"pair.sampler={{kind: mixture, top: 2, members: [{members}]}}"
+    done = mint_ray("pair", str(spec), sampler, "--show", "3", "--json", "--root", str(spec.parent / "out"))
+    other = json.loads(done.stdout.splitlines()[-1])
+    assert [stage for stage in other["artifacts"] if other["artifacts"][stage] != first["artifacts"][stage]] == ["pair"]
+    assert all(modified(other)[stage] == before[stage] for stage in ("prepare", "fit", "score"))
+    pairs = [pair for path in (Path(other["artifacts"]["pair"]) / "train").iterdir() for pair in read_pairs(path)]
+    assert {pair["sampler"] for pair in pairs} == set(kinds)
+    assert done.stdout.count("CHOSEN") == done.stdout.count("difficulty") == 3
+
+
+def read_pairs(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def test_a_teacher_under_the_gate_stops_the_run(spec: Path, first: dict[str, Any]) -> None:

@@ -30,9 +30,24 @@ TOKENS = TokenizedRecord(record_id="r", prompt_ids=[1, 2], completions=[[3], [4,
 REFERRED = dataclasses.replace(TOKENS, reference_logps=[-0.1, -2.0])
 
 
+RULED = dataclasses.replace(PAIR, chosen_scores=[0.5], rejected_scores=[0.25], difficulty=0.75)
+BARE = Record(
+    record_id="s", group_id="g", phenotypes=[Phenotype(id="HP:2", label="y"), Phenotype(id="HP:3", label="z")]
+)
+
+
 @pytest.mark.parametrize("row", [RECORD, PAIR, TOKENS, REFERRED, Label(label_id="a", name="A")])
 def test_a_row_survives_arrow(row: object) -> None:
     assert from_table(type(row), to_table([row], type(row))) == [row]
+
+
+@pytest.mark.parametrize("rows", [[RECORD, BARE], [PAIR, RULED], [TOKENS, REFERRED, TOKENS], []])
+def test_many_rows_are_columns_as_pyarrow_makes_them_of_dicts(rows: list[object]) -> None:
+    kind = type(rows[0]) if rows else Record
+    table = to_table(rows, kind)
+    assert table.equals(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema_of(kind)))
+    assert from_table(kind, table) == rows
+    assert from_table(kind, pa.concat_tables([table.slice(1), table.slice(0, 1)])) == [*rows[1:], *rows[:1]]
 
 
 def test_a_column_of_nulls_keeps_its_type() -> None:

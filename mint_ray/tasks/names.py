@@ -124,6 +124,7 @@ def is_abbreviation(name: str) -> bool:
     return len(name) <= SHORT_NAME and name.upper() == name
 
 
+@lru_cache(maxsize=20_000)
 def lowered(label: str) -> str:
     """A term as it stands inside a sentence: acronyms and names of persons keep their capital."""
     first = re.split(r"[\s/]", label, maxsplit=1)[0]

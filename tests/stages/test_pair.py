@@ -1,63 +1,255 @@
-"""Pairs say where their note stands, and those of one record stay in one part."""
+"""Pairs are drawn part by part on the workers, and come out as if one process had drawn them row by row."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from mint_ray.artifacts import Artifact, open_artifact, read_part
-from mint_ray.records import Label, Phenotype, PreferencePair, Record, TeacherScores, from_table
-from mint_ray.samplers import Hard
+from mint_ray.artifacts import Artifact, File, open_artifact, read_part, verify
+from mint_ray.loading import UserError
+from mint_ray.records import (
+    Label,
+    Message,
+    Phenotype,
+    PreferencePair,
+    Record,
+    Split,
+    TeacherScores,
+    from_table,
+)
+from mint_ray.samplers import (
+    AnySampler,
+    Confusion,
+    Hard,
+    Knowledge,
+    Mixture,
+    Permuted,
+    Share,
+    Sibling,
+    Uniform,
+    difficulty,
+    to_affinity,
+)
 from mint_ray.stages import pair as module
 from mint_ray.stages.config import Pair
-from mint_ray.stages.pair import draw_pairs
+from mint_ray.stages.pair import (
+    PairingActor,
+    PairsPart,
+    ScoresPart,
+    check_lengths,
+    describe_pair,
+    draw_pairs,
+    find_siblings,
+    sample_pairs,
+)
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import RareDisease
 
+pytestmark = pytest.mark.ray
+
 LABELS = [Label(label_id=f"OMIM:{number}", name=f"Disease {number}") for number in range(1, 9)]
+IDS = [label.label_id for label in LABELS]
+SPLITS: list[Split] = ["train", "train", "validation", "train", "test"]
 RECORDS = [
     Record(
-        record_id=f"r{number}", group_id=f"g{number}", label_id="OMIM:1",
+        record_id=f"r{number:02d}", group_id=f"g{number}", label_id=IDS[number % 3] if number % 7 else None,
+        split=SPLITS[number % 5],
         text="He said: which diseases?" if number == 3 else None,
         phenotypes=[Phenotype(id="HP:0001250", label="Seizure"), Phenotype(id="HP:0004322", label="Short stature")],
         fields={"sex": "MALE", "age": f"P{number}Y"},
     )
-    for number in range(7)
+    for number in range(25)
 ]  # fmt: skip
+FAILED = {"r06", "r24"}
 
 
-@pytest.fixture
-def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    """Three pairs of each record, in parts of about four."""
-    monkeypatch.setattr(module, "PAIRS_PER_PART", 4)
-    records, scores = (open_artifact(str(tmp_path), stage, {}, {}) for stage in ("prepare", "score"))
-    with records.write() as draft:
-        draft.write_rows(Label, "labels", LABELS)
-        draft.write_rows(Record, "records", RECORDS)
-    ranking = [label.label_id for label in LABELS]
-    with scores.write() as draft:
-        draft.metrics["scores"] = {}
-        draft.write_rows(
-            TeacherScores,
-            "scores",
-            [
-                TeacherScores(
-                    record_id=record.record_id, split="train", teacher="t", labels=ranking,
-                    scores=[1 / rank for rank in range(1, 9)],
-                )
-                for record in RECORDS
-            ],
+def rank(record: Record) -> TeacherScores:
+    """Every record has an order of its own."""
+    number = int(record.record_id[1:])
+    if record.record_id in FAILED:
+        return TeacherScores(
+            record_id=record.record_id, split=record.split, teacher="t", labels=[], scores=[], status="failed",
+            reason="no_known_phenotype",
         )  # fmt: skip
-    sampler = Hard(top=2, pairs_per_record=3)
-    return draw_pairs(str(tmp_path), Pair(sampler=sampler), RareDisease(), records, scores)
+    order = IDS[number % 8 :] + IDS[: number % 8]
+    scores = [1 / place**0.5 for place in range(1, 9)]
+    return TeacherScores(record_id=record.record_id, split=record.split, teacher="t", labels=order, scores=scores)
 
 
-def test_the_span_of_a_pair_is_the_note_of_its_task(drawn: Artifact) -> None:
+RANKINGS = {record.record_id: rank(record) for record in RECORDS}
+
+
+def write_inputs(
+    root: Path, records: list[Record], rankings: list[TeacherScores], *, parts: tuple[int, int] = (10, 6)
+) -> tuple[Artifact, Artifact]:
+    """Records and scores in parts of so many rows."""
+    made = {"rows": [len(records), len(rankings), *parts]}
+    prepared, scored = (open_artifact(str(root), stage, made, {}) for stage in ("prepare", "score"))
+    with prepared.write() as draft:
+        draft.write_rows(Label, "labels", LABELS)
+        draft.write_rows(Record, "records", records, rows_per_part=parts[0])
+    with scored.write() as draft:
+        draft.metrics["scores"] = {}
+        draft.write_rows(TeacherScores, "scores", rankings, rows_per_part=parts[1])
+    return prepared, scored
+
+
+def draw(root: Path, sampler: AnySampler, inputs: tuple[Artifact, Artifact]) -> Artifact:
+    return draw_pairs(str(root), Pair(sampler=sampler), RareDisease(), *inputs)
+
+
+def row_by_row(sampler: AnySampler, split: Split, knowledge: Knowledge) -> list[PreferencePair]:
+    """What the stage should write, without its parts."""
+    task = build_task(RareDisease(), LABELS, sampler.top)
+    pairs = []
+    for record in RECORDS:
+        scores = RANKINGS[record.record_id]
+        if record.split != split or scores.status == "failed":
+            continue
+        prompt, note, score = (
+            task.prompt(record),
+            task.note(record),
+            dict(zip(scores.labels, scores.scores, strict=True)),
+        )
+        start = prompt[-1].content.index(note)
+        for chosen, rejected in sampler.draw(scores, record.label_id, knowledge):
+            pairs.append(
+                PreferencePair(
+                    prompt=prompt, chosen=[Message(role="assistant", content=task.answer(chosen))],
+                    rejected=[Message(role="assistant", content=task.answer(rejected))], record_id=record.record_id,
+                    split=split, teacher="t", sampler=sampler.for_record(record.record_id).kind, chosen_labels=chosen,
+                    rejected_labels=rejected, chosen_scores=[score[label] for label in chosen],
+                    rejected_scores=[score[label] for label in rejected],
+                    difficulty=difficulty(scores, chosen, rejected), note_span=[start, start + len(note)],
+                )
+            )  # fmt: skip
+    return pairs
+
+
+def count_by_hand(top: int) -> Counter[tuple[str, str]]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for record in RECORDS:
+        if record.split == "validation" and record.label_id:
+            for label in RANKINGS[record.record_id].labels[:top]:
+                counts[record.label_id, label] += label != record.label_id
+    return +counts
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+    return write_inputs(tmp_path_factory.mktemp("inputs"), RECORDS, list(RANKINGS.values()))
+
+
+MIXTURE = Mixture(
+    top=2,
+    pairs_per_record=2,
+    truth_first=True,
+    members=(Share(sampler=Confusion(temperature=1.0)), Share(sampler=Uniform()), Share(sampler=Permuted())),
+)
+
+
+@pytest.fixture(scope="module")
+def mixed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Artifact, Artifact]) -> Artifact:
+    return draw(tmp_path_factory.mktemp("mixed"), MIXTURE, inputs)
+
+
+def test_parts_hold_what_one_process_draws_row_by_row(mixed: Artifact) -> None:
+    knowledge = Knowledge(confusions=to_affinity(count_by_hand(2)))
+    for split in ("train", "validation"):
+        expected = row_by_row(MIXTURE, split, knowledge)
+        assert mixed.rows(PreferencePair, split) == expected
+        assert mixed.manifest.counts[f"pairs_{split}"] == len(expected) > 0
+    assert {pair.sampler for pair in mixed.rows(PreferencePair, "train")} == {"confusion", "uniform", "permuted"}
+    assert mixed.manifest.dropped == {"teacher_failed": len(FAILED - {"r24"})}
+    assert mixed.manifest.counts["labels_confused"] == len(knowledge.confusions)
+    assert verify(mixed.uri) == []
+
+
+def test_the_order_of_records_and_their_parts_change_no_pair(
+    ray_cluster: None, tmp_path: Path, mixed: Artifact
+) -> None:
+    other = write_inputs(tmp_path, RECORDS[::-1], list(RANKINGS.values()), parts=(3, 100))
+    made = draw(tmp_path, MIXTURE, other)
+    for split in ("train", "validation"):
+        assert made.rows(PreferencePair, split) == mixed.rows(PreferencePair, split)
+
+
+def test_the_driver_reads_no_rows_but_labels(
+    ray_cluster: None, inputs: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Artifact.rows
+
+    def rows(self: Artifact, row: type, table: str) -> list[Label]:
+        assert row is Label
+        return read(self, row, table)
+
+    monkeypatch.setattr(module, "read_part", lambda uri, *_: pytest.fail(f"the driver read {uri}"))
+    monkeypatch.setattr(Artifact, "rows", rows)
+    assert draw(tmp_path, Confusion(top=2), inputs).is_complete
+
+
+class DiesOnce(PairingActor):
+    """Its worker is killed when it has written the second part, before it could say so."""
+
+    def _work(self, part: ScoresPart) -> PairsPart:
+        done = super()._work(part)
+        marker = Path(self.artifact.root) / "died"
+        if part.number == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return done
+
+
+def test_a_worker_that_dies_changes_no_byte(
+    inputs: tuple[Artifact, Artifact], mixed: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PairingActor", DiesOnce)
+    made = draw(tmp_path, MIXTURE, inputs)
+    assert (tmp_path / "died").exists()
+    assert made.manifest.files == mixed.manifest.files
+    assert made.manifest.counts == mixed.manifest.counts
+    assert verify(made.uri) == []
+
+
+def test_a_record_without_which_there_are_scores_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    inputs = write_inputs(tmp_path, [*RECORDS[:3], *RECORDS[4:]], list(RANKINGS.values()))
+    with pytest.raises(UserError, match=r"prepare-\w+: record 'r03': has scores, but is not there$"):
+        draw(tmp_path, Hard(top=2), inputs)
+
+
+def work(root: Path, inputs: tuple[Artifact, Artifact], pairs_per_part: int) -> tuple[Artifact, PairsPart]:
+    """The first part of the scores, drawn here."""
+    artifact = open_artifact(str(root), "pair", {}, {})
+    config = Pair(sampler=Hard(top=2, pairs_per_record=3))
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), pairs_per_part)
+    part = ScoresPart(number=0, path="scores/part-00000.parquet", near=["records/part-00000.parquet"])
+    return artifact, actor._work(part)
+
+
+def read_pairs(artifact: Artifact, files: list[File]) -> list[list[PreferencePair]]:
+    return [from_table(PreferencePair, read_part(artifact.file_uri(file.path))) for file in files]
+
+
+def test_pairs_of_one_record_stay_in_one_part(tmp_path: Path, inputs: tuple[Artifact, Artifact]) -> None:
+    artifact, made = work(tmp_path, inputs, pairs_per_part=4)
+    ids = [[pair.record_id for pair in part] for part in read_pairs(artifact, made.files)]
+    # r02 is for validation, r04 for the test
+    assert ids == [["r00"] * 3 + ["r01"] * 3, ["r03"] * 3 + ["r05"] * 3, ["r02"] * 3]
+    assert [file.path for file in made.files] == [
+        "train/part-00000-000.parquet", "train/part-00000-001.parquet", "validation/part-00000-000.parquet"
+    ]  # fmt: skip
+    assert made.rankings == 6
+
+
+def test_the_span_of_a_pair_is_the_note_of_its_task(tmp_path: Path, inputs: tuple[Artifact, Artifact]) -> None:
+    artifact, made = work(tmp_path, inputs, pairs_per_part=2_000)
     task = build_task(RareDisease(), LABELS, 2)
     notes = {record.record_id: task.note(record) for record in RECORDS}
-    pairs = drawn.rows(PreferencePair, "train")
-    assert len(pairs) == 3 * len(RECORDS)
+    pairs = [pair for part in read_pairs(artifact, made.files) for pair in part]
+    assert {pair.record_id for pair in pairs} == {"r00", "r01", "r02", "r03", "r05"}
     for pair in pairs:
         assert pair.note_span is not None
         start, stop = pair.note_span
@@ -66,7 +258,79 @@ def test_the_span_of_a_pair_is_the_note_of_its_task(drawn: Artifact) -> None:
         assert pair.prompt[-1].content[stop:].startswith("\n\nList the 2 most likely")
 
 
-def test_pairs_of_one_record_stay_in_one_part(drawn: Artifact) -> None:
-    parts = [from_table(PreferencePair, read_part(drawn.file_uri(file.path))) for file in drawn.table_files("train")]
-    ids = [sorted({pair.record_id for pair in part}) for part in parts]
-    assert ids == [["r0", "r1"], ["r2", "r3"], ["r4", "r5"], ["r6"]]
+def test_without_validation_there_is_its_table_and_no_confusion(ray_cluster: None, tmp_path: Path) -> None:
+    train = [record for record in RECORDS if record.split == "train"]
+    inputs = write_inputs(tmp_path, train, [RANKINGS[record.record_id] for record in train])
+    made = draw(tmp_path, Hard(top=2), inputs)
+    assert made.manifest.counts["pairs_validation"] == 0
+    assert made.tables() == ["train", "validation"]
+    with pytest.raises(
+        UserError, match=r"^pair\.sampler: confusion counts what the teacher confuses on the validation"
+    ):
+        draw(tmp_path, Confusion(top=2), inputs)
+
+
+def test_a_sampler_that_draws_nothing_is_named(ray_cluster: None, tmp_path: Path) -> None:
+    gone = [
+        TeacherScores(
+            record_id=record.record_id, split=record.split, teacher="t", labels=IDS[:3], scores=[3.0, 2.0, 1.0]
+        )
+        for record in RECORDS
+    ]
+    inputs = write_inputs(tmp_path, RECORDS, gone)
+    with pytest.raises(UserError, match=r"^pair\.sampler: hard drew no pair from 25 rankings$"):
+        draw(tmp_path, Hard(top=2), inputs)
+
+
+def test_siblings_need_labels_that_are_annotated(
+    tmp_path: Path, inputs: tuple[Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "map_blocks", lambda *_, **__: pytest.fail("work was started"))
+    expected = (
+        r"^pair\.sampler: sibling needs labels .* they describe 0 of the task's 8, and not 'OMIM:1' \(Disease 1\)$"
+    )
+    with pytest.raises(UserError, match=expected):
+        draw(tmp_path, Sibling(top=2), inputs)
+
+
+def test_siblings_are_near_by_their_findings() -> None:
+    names = {"OMIM:163950": "Noonan syndrome 1", "OMIM:151100": "LEOPARD syndrome 1", "OMIM:154700": "Marfan syndrome"}
+    siblings = find_siblings([Label(label_id=label_id, name=name) for label_id, name in names.items()])
+    assert list(siblings["OMIM:163950"]) == ["OMIM:151100", "OMIM:154700"]
+
+
+def test_lists_must_fit_into_the_labels_unless_they_are_the_same() -> None:
+    with pytest.raises(UserError, match="top 5 and bottom 5 need more labels than the task's 8"):
+        check_lengths(Pair(sampler=Hard(top=5)), 8)
+    check_lengths(Pair(sampler=Permuted(top=8)), 8)
+
+
+def test_pairs_to_look_at_are_always_the_same_and_lie_apart(mixed: Artifact) -> None:
+    rows = mixed.rows(PreferencePair, "train")
+    shown = sample_pairs(mixed, 4)
+    assert shown == sample_pairs(mixed, 4) == [rows[number * len(rows) // 4] for number in range(4)]
+    assert sample_pairs(mixed, 1_000) == rows
+
+
+def test_a_pair_is_told_with_its_answers_side_by_side() -> None:
+    pair = PreferencePair(
+        prompt=[Message(role="system", content="Answer."), Message(role="user", content="A boy.\n\nWhich?")],
+        chosen=[Message(role="assistant", content="1. 'Noonan'\n2. 'Rett'")],
+        rejected=[Message(role="assistant", content="1. 'Marfan'")],
+        record_id="r7", split="train", teacher="ontology", sampler="hard", chosen_labels=["OMIM:1", "OMIM:2"],
+        rejected_labels=["OMIM:3"], chosen_scores=[0.75, 0.5], rejected_scores=[-0.25], difficulty=0.125,
+    )  # fmt: skip
+    assert describe_pair(pair).splitlines() == [
+        "--- r7: hard of ontology, difficulty 0.12",
+        "[system] Answer.",
+        "[user] A boy.",
+        "",
+        "Which?",
+        "",
+        "CHOSEN            |  REJECTED",
+        "1. 'Noonan'       |  1. 'Marfan'",
+        "2. 'Rett'         |",
+        "teacher's score   |  teacher's score",
+        "  0.7500  OMIM:1  |   -0.2500  OMIM:3",
+        "  0.5000  OMIM:2  |",
+    ]
