@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from mint_ray.artifacts import Artifact, Draft, open_artifact
 from mint_ray.loading import UserError, dump
 from mint_ray.records import Label, Message, PreferencePair, Record, Split, TeacherScores
+from mint_ray.reports.card import CARD, describe_pairs
 from mint_ray.stages.config import Gate, Pair
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
@@ -48,6 +49,7 @@ def draw_pairs(root: str, config: Pair, task: AnyTask, records: Artifact, scores
             )
         if draft.counts["pairs_train"] == 0:
             raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {len(rankings)} rankings")
+        draft.write_text(CARD, describe_pairs(artifact, draft, records, scores))
     logger.info("pair: %s", ", ".join(f"{name} {count:,}" for name, count in draft.counts.items()))
     return artifact
 
