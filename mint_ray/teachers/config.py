@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,4 +37,58 @@ class Ontology:
             raise ValueError(f"unknown_frequency must lie in 0 to 1, got {self.unknown_frequency}")
 
 
-AnyTeacher = Annotated[Table | Ontology, Field(discriminator="kind")]
+@settings
+class Imported:
+    """A teacher from a module of yours. Its code runs in every process that fits or asks it."""
+
+    kind: Literal["import"] = "import"
+    path: str
+    """`package.module:Class`; the module must be installed or on PYTHONPATH, on every machine of the cluster. The class
+    has the methods of `mint_ray.teachers.Teacher`."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the class; what is secret belongs in the environment, for every manifest repeats them."""
+
+    def __post_init__(self) -> None:
+        module, colon, name = self.path.partition(":")
+        if not colon or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
+            raise ValueError(f"path must be package.module:Class, got {self.path!r}")
+
+
+@settings
+class Member:
+    """One teacher of an ensemble."""
+
+    teacher: AnyTeacher
+    """Its own settings."""
+    weight: float | None = None
+    """Its weight beside the others'; null: 1, and with learned weights there is nothing else."""
+    temperature: float = 1.0
+    """Its scores are divided by this ahead of the softmax: below 1 sharpens, above 1 flattens."""
+    labels: tuple[str, ...] = ()
+    """Ids of the task's labels that it is asked for; empty: all."""
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(f"weight must be positive and finite, got {self.weight}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+
+
+@settings
+class Ensemble:
+    """Several teachers as one: the weighted mean of their softmax-normalised scores."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: tuple[Member, ...]
+    """At least two."""
+    weights: Literal["given", "learned"] = "given"
+    """`learned`: those under which the true labels of the validation split are most likely."""
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2:
+            raise ValueError(f"members must be two or more, got {len(self.members)}")
+        if self.weights == "learned" and any(member.weight is not None for member in self.members):
+            raise ValueError("weights are to be learned, yet a member is given one")
+
+
+AnyTeacher = Annotated[Table | Ontology | Imported | Ensemble, Field(discriminator="kind")]
