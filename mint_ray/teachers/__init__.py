@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from mint_ray.records import Label, Record, TeacherScores
-from mint_ray.teachers.config import AnyTeacher, Ensemble, Imported, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Ontology, Table
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ def build_teacher(config: AnyTeacher) -> Teacher:
             from mint_ray.teachers.ontology import OntologyTeacher
 
             return OntologyTeacher(config)
+        case Generative():
+            from mint_ray.teachers.generative import GenerativeTeacher
+
+            return GenerativeTeacher(config)
         case Imported():
             from mint_ray.teachers.imported import ImportedTeacher
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -35,6 +36,40 @@ class Ontology:
             raise ValueError(f"absent_weight must not be negative, got {self.absent_weight}")
         if not 0 < self.unknown_frequency <= 1:
             raise ValueError(f"unknown_frequency must lie in 0 to 1, got {self.unknown_frequency}")
+
+
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+"""What the prompt of a generative teacher has its gaps written as."""
+
+
+@settings
+class Generative:
+    """A language model that is asked how likely each label's name is as the answer to a prompt. It sees no image."""
+
+    kind: Literal["generative"] = "generative"
+    model_id: str
+    """Folder of a causal language model in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits, so that what was asked stays known; none for a folder."""
+    prompt: str = (
+        "{text}\nFindings: {findings}.\nAbsent: {absent}.\n\nWhich disease is most likely? Answer with its name."
+    )
+    """What is asked. `{text}`, `{findings}` and `{absent}` (names of the coded findings) and `{fields.age}` (or any
+    other coded field) stand for what the record has, or for nothing; what is not named here, the model does not see."""
+    normalise: Literal["mean", "sum"] = "mean"
+    """The score is the log-probability of the name and the end behind it: its mean by token, or its sum, which
+    favours short names."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in."""
+
+    def __post_init__(self) -> None:
+        for name in PLACEHOLDER.findall(self.prompt):
+            if name not in ("text", "findings", "absent") and not re.fullmatch(r"fields\.\w+", name):
+                raise ValueError(f"prompt: {{{name}}} is no part of a record; known: text, findings, absent, fields.*")
+        if not PLACEHOLDER.search(self.prompt):
+            raise ValueError("prompt: holds nothing of the record; known: {text}, {findings}, {absent}, {fields.*}")
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {self.revision!r}")
 
 
 @settings
@@ -91,4 +126,4 @@ class Ensemble:
             raise ValueError("weights are to be learned, yet a member is given one")
 
 
-AnyTeacher = Annotated[Table | Ontology | Imported | Ensemble, Field(discriminator="kind")]
+AnyTeacher = Annotated[Table | Ontology | Generative | Imported | Ensemble, Field(discriminator="kind")]
