@@ -127,6 +127,19 @@ def verify(uri: str) -> None:
 
 
 @cli.command()
+@click.argument("uri")
+@click.option("--format", "form", required=True, help="trl, ms-swift, llamafactory or distilabel.")
+@click.option("--to", required=True, help="An empty or new folder, s3://... or gs://...")
+def export(uri: str, form: str, to: str) -> None:
+    """Write the pairs of the artifact at URI in the columns that another trainer reads."""
+    from mint_ray.exports import export_pairs
+
+    for split, count in export_pairs(uri, form, to).items():
+        click.echo(f"{split}: {count:,}")
+    click.echo(f"{form}: {to}")
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of a spec."""
     from mint_ray.config import PipelineConfig

@@ -71,6 +71,11 @@ class TeacherScores:
     """Descending, one per label; larger is better."""
     status: Literal["ok", "failed"] = "ok"
     reason: str | None = None
+    agreement: float | None = None
+    """Share of an ensemble's members that put the same label first as the ensemble, of those that answered; None for a
+    single teacher."""
+    silent: list[str] = dataclasses.field(default_factory=list)
+    """Members of an ensemble that could not score the record, and why, such as `ontology 1: no_known_phenotype`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

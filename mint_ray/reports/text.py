@@ -56,21 +56,21 @@ def render_terminal(summary: RunSummary) -> str:
 
 def render_markdown(summary: RunSummary) -> str:
     """The table of metrics by method, with the notes below it."""
-    lines = [f"## {_cell(summary.title)}", ""]
+    lines = [f"## {escape(summary.title)}", ""]
     if summary.methods:
         lines += [
-            "| " + " | ".join([f"metric [{summary.interval}]", *map(_cell, summary.methods)]) + " |",
+            "| " + " | ".join([f"metric [{summary.interval}]", *map(escape, summary.methods)]) + " |",
             "|---|" + "---:|" * len(summary.methods),
         ]
         for metric in summary.metrics:
             cells = [show(estimates.get(metric)) for estimates in summary.methods.values()]
-            lines.append("| " + " | ".join([_cell(title_of(metric)), *cells]) + " |")
+            lines.append("| " + " | ".join([escape(title_of(metric)), *cells]) + " |")
         lines.append("")
     if summary.notes:
-        lines += [*(f"- {_cell(note)}" for note in summary.notes), ""]
+        lines += [*(f"- {escape(note)}" for note in summary.notes), ""]
     return "\n".join([*lines, RESEARCH_USE, ""])
 
 
-def _cell(text: str) -> str:
+def escape(text: str) -> str:
     """Text that neither ends its cell nor becomes HTML or emphasis."""
     return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

@@ -21,7 +21,24 @@ LABEL_NAME = "label_name"
 
 
 @settings
-class Phenopackets:
+class Terms:
+    """What every source has: the terms its records come under, as the user states them; nothing is guessed."""
+
+    # described in the annotation, for a docstring under a field is not inherited by the members' schemas
+    license: Annotated[
+        str | None,
+        Field(
+            description="License of the records, for the card of the pairs: an identifier of the Hugging Face Hub such "
+            "as `cc-by-4.0`, or a name of your own; null: unknown."
+        ),
+    ] = None
+    citation: Annotated[
+        str | None, Field(description="How the records ask to be cited, for the card of the pairs; null: unknown.")
+    ] = None
+
+
+@settings
+class Phenopackets(Terms):
     """Cases as GA4GH Phenopackets, version 2."""
 
     kind: Literal["phenopackets"] = "phenopackets"
@@ -31,7 +48,7 @@ class Phenopackets:
 
 
 @settings
-class Hpo:
+class Hpo(Terms):
     """Made-up patients drawn from the disease annotations of the Human Phenotype Ontology."""
 
     kind: Literal["hpo"] = "hpo"
@@ -64,7 +81,7 @@ class Hpo:
 
 
 @settings
-class Table:
+class Table(Terms):
     """Records as the rows of a table."""
 
     kind: Literal["table"] = "table"

@@ -28,6 +28,7 @@ from mint_ray.records import (
     schema_of,
     to_table,
 )
+from mint_ray.reports.card import CARD, describe_pairs
 from mint_ray.samplers import Affinity, AnySampler, Knowledge, count_confusions, difficulty, to_affinity
 from mint_ray.stages.config import Gate, Pair
 from mint_ray.stages.session import map_blocks
@@ -106,6 +107,7 @@ def draw_pairs(root: str, config: Pair, task: AnyTask, records: Artifact, scores
             draft.dropped.update(part.dropped)
         if draft.counts["pairs_train"] == 0:
             raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {progress.done} rankings")
+        draft.write_text(CARD, describe_pairs(artifact, draft, records, scores))
     logger.info("pair: %s", ", ".join(f"{name} {count:,}" for name, count in draft.counts.items()))
     return artifact
 

@@ -42,6 +42,7 @@ def score_records(root: str, config: Score, task: AnyTask, teacher: Artifact, re
             draft.write_rows(TeacherScores, table, scores)
             draft.counts[table] = len(scores)
             draft.dropped.update(f"{table}: {row.reason}" for row in scores if row.status == "failed")
+            draft.dropped.update(f"{table}: {member}" for row in scores for member in row.silent)
             draft.metrics[table] = _judge(scores, everyone)
     logger.info("score: on validation %s", draft.metrics["scores"])
     return artifact

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, assert_never
 
 from mint_ray.records import Label, Record, TeacherScores
-from mint_ray.teachers.config import AnyTeacher, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Ontology, Table
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,10 @@ class Teacher(Protocol):
         """Identity of everything it reads beside the records. Raises UserError when something is missing."""
 
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
-        """Learn from the records of the training split; held-out ones only say what must not be used."""
+        """Learn from the records of the training split; held-out ones only say what must not be used.
+
+        An ensemble weighs its members on the validation split, when it is told to learn their weights.
+        """
 
     def save(self, folder: Path) -> None:
         """Write what was learned into an existing folder."""
@@ -49,5 +52,17 @@ def build_teacher(config: AnyTeacher) -> Teacher:
             from mint_ray.teachers.ontology import OntologyTeacher
 
             return OntologyTeacher(config)
+        case Generative():
+            from mint_ray.teachers.generative import GenerativeTeacher
+
+            return GenerativeTeacher(config)
+        case Imported():
+            from mint_ray.teachers.imported import ImportedTeacher
+
+            return ImportedTeacher(config)
+        case Ensemble():
+            from mint_ray.teachers.ensemble import EnsembleTeacher
+
+            return EnsembleTeacher(config)
         case _:
             assert_never(config)

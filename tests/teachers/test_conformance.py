@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.teachers import Teacher, build_teacher
-from mint_ray.teachers.config import AnyTeacher, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Member, Ontology, Table
+from tests.tiny import save_tiny_student
 
 LABELS = [
     Label(label_id="OMIM:154700", name="Marfan syndrome"),
@@ -44,7 +46,25 @@ def table(tmp_path: Path) -> AnyTeacher:
     return Table(uri=str(path))
 
 
-@pytest.fixture(params=[ontology, table], ids=["ontology", "table"])
+def imported(tmp_path: Path) -> AnyTeacher:
+    return Imported(path="tests.teachers.longest:LongestName", options={"step": 0.5})
+
+
+def generative(tmp_path: Path) -> AnyTeacher:
+    torch.set_num_threads(1)
+    return Generative(model_id=str(save_tiny_student(tmp_path / "model")), prompt="{findings}, not {absent}. Which?")
+
+
+def ensemble(tmp_path: Path) -> AnyTeacher:
+    few = tuple(label.label_id for label in LABELS[:2])
+    members = (
+        Member(teacher=table(tmp_path), temperature=0.5),
+        Member(teacher=imported(tmp_path), labels=few),
+    )
+    return Ensemble(members=members, weights="learned")
+
+
+@pytest.fixture(params=[ontology, table, imported, generative, ensemble], ids=lambda make: make.__name__)
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
     make: Callable[[Path], AnyTeacher] = request.param
     config = make(tmp_path)

@@ -1,0 +1,158 @@
+"""Write the pairs of an artifact in the columns that other trainers read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mint_ray import storage
+from mint_ray.artifacts import Manifest, read_manifest, read_part
+from mint_ray.loading import UserError
+from mint_ray.records import Message, PreferencePair, from_table
+
+SPLITS = ("train", "validation")
+DATASET_INFO = "dataset_info.json"
+
+
+def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
+    """Write one JSONL file per split that has pairs, part by part, below `to`; returns pairs by split.
+
+    `llamafactory` adds the `dataset_info.json` by which the files are named there. Nothing is written below `to`
+    before every pair has been read. Raises UserError for an unknown format, an artifact that holds no pairs, a target
+    that holds something, or a pair that the format cannot hold.
+    """
+    if form not in FORMATS:
+        raise UserError(f"format: got {form!r}; expected one of {', '.join(FORMATS)}")
+    manifest = read_manifest(uri)
+    if manifest.stage != "pair":
+        raise UserError(f"{uri}: a {manifest.stage} artifact; only pairs are exported")
+    if storage.exists(to) and (found := storage.list_files(to)):
+        raise UserError(f"{to}: not empty, it holds {found[0]}")
+    counts = {}
+    with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
+        for split in SPLITS:
+            if count := _write_split(uri, manifest, split, FORMATS[form], Path(folder)):
+                counts[split] = count
+        if form == "llamafactory":
+            (Path(folder) / DATASET_INFO).write_text(json.dumps(_dataset_info(list(counts)), indent=2))
+        # what tells of the files comes after them
+        for path in sorted(Path(folder).iterdir(), key=lambda path: (path.name == DATASET_INFO, path.name)):
+            storage.upload(str(path), storage.join(to, path.name))
+    return counts
+
+
+def to_trl(pair: PreferencePair) -> dict[str, Any]:
+    """TRL's conversational preference columns with an explicit prompt (huggingface.co/docs/trl/dataset_formats)."""
+    return {"prompt": _turns(pair.prompt), "chosen": _turns(pair.chosen), "rejected": _turns(pair.rejected)}
+
+
+def to_ms_swift(pair: PreferencePair) -> dict[str, Any]:
+    """ms-swift's standard columns: the conversation with the better answer, and the worse one as text.
+
+    swift.readthedocs.io/en/latest/Customization/Custom-dataset.html, "DPO/ORPO/CPO/SimPO/RM".
+    """
+    return {
+        "messages": [*_turns(pair.prompt), {"role": "assistant", "content": _answer(pair, pair.chosen)}],
+        "rejected_response": _answer(pair, pair.rejected),
+    }
+
+
+def to_llamafactory(pair: PreferencePair) -> dict[str, Any]:
+    """LLaMA-Factory's sharegpt preference columns; turns alternate and the last is the human's, or it skips the row.
+
+    github.com/hiyouga/LLaMA-Factory, data/README.md, "Sharegpt Format", "Preference Dataset".
+    """
+    system, turns = _system_apart(pair.prompt)
+    # an odd number of turns, the first and the last of them the user's
+    if [turn.role for turn in turns] != [("user", "assistant")[number % 2] for number in range(len(turns) | 1)]:
+        raise UserError(
+            f"record {pair.record_id!r}: prompt: user and assistant must take turns and the user come last, got "
+            f"{', '.join(turn.role for turn in turns)}"
+        )
+    names = {"user": "human", "assistant": "gpt"}
+    return {
+        "conversations": [{"from": names[turn.role], "value": turn.content} for turn in turns],
+        "system": system,
+        "chosen": {"from": "gpt", "value": _answer(pair, pair.chosen)},
+        "rejected": {"from": "gpt", "value": _answer(pair, pair.rejected)},
+    }
+
+
+def to_distilabel(pair: PreferencePair) -> dict[str, Any]:
+    """What distilabel's FormatTextGenerationDPO and FormatChatGenerationDPO write, ratings and model names left out.
+
+    `prompt` is the text of the first user turn, `prompt_id` its sha256; both answers stand behind the whole
+    conversation (distilabel.argilla.io, components gallery).
+    """
+    asked = next((turn.content for turn in pair.prompt if turn.role == "user"), None)
+    if asked is None:
+        raise UserError(f"record {pair.record_id!r}: prompt: no user turn")
+    return {
+        "prompt": asked,
+        "prompt_id": hashlib.sha256(asked.encode()).hexdigest(),
+        "chosen": [*_turns(pair.prompt), *_turns(pair.chosen)],
+        "rejected": [*_turns(pair.prompt), *_turns(pair.rejected)],
+    }
+
+
+FORMATS: dict[str, Callable[[PreferencePair], dict[str, Any]]] = {
+    "trl": to_trl,
+    "ms-swift": to_ms_swift,
+    "llamafactory": to_llamafactory,
+    "distilabel": to_distilabel,
+}
+"""One row of each format from one pair."""
+
+
+def _write_split(
+    uri: str, manifest: Manifest, split: str, to_row: Callable[[PreferencePair], dict[str, Any]], folder: Path
+) -> int:
+    # a file without a line is none that a JSON reader takes
+    if not any(file.rows for file in manifest.files if file.path.startswith(f"{split}/")):
+        return 0
+    count = 0
+    with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
+        for pair in _pairs(uri, manifest, split):
+            lines.write(json.dumps(to_row(pair), ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _pairs(uri: str, manifest: Manifest, split: str) -> Iterator[PreferencePair]:
+    for file in manifest.files:
+        if file.path.startswith(f"{split}/"):
+            yield from from_table(PreferencePair, read_part(storage.join(uri, file.path)))
+
+
+def _dataset_info(splits: list[str]) -> dict[str, Any]:
+    columns = {"messages": "conversations", "system": "system", "chosen": "chosen", "rejected": "rejected"}
+    return {
+        f"mint_ray_{split}": {
+            "file_name": f"{split}.jsonl",
+            "formatting": "sharegpt",
+            "ranking": True,
+            "columns": columns,
+        }
+        for split in splits
+    }
+
+
+def _turns(messages: list[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _answer(pair: PreferencePair, answer: list[Message]) -> str:
+    if [message.role for message in answer] != ["assistant"]:
+        roles = ", ".join(message.role for message in answer)
+        raise UserError(f"record {pair.record_id!r}: chosen and rejected must be one assistant turn each, got {roles}")
+    return answer[0].content
+
+
+def _system_apart(prompt: list[Message]) -> tuple[str, list[Message]]:
+    if prompt and prompt[0].role == "system":
+        return prompt[0].content, prompt[1:]
+    return "", prompt
