@@ -197,13 +197,15 @@ class PairingActor:
 
     def _work(self, part: ScoresPart) -> PairsPart:
         table = read_part(self.scores.file_uri(part.path))
+        rankings = table.filter(pc.is_in(table["split"], value_set=pa.array(DRAWN)))
+        held = read_records(self.records, part.near, rankings["record_id"])
         files: list[File] = []
         counts: dict[str, int] = {}
         dropped: Counter[str] = Counter()
         stem = part.path.removeprefix("scores/").removesuffix(".parquet")
         for split in DRAWN:
-            rankings = table.filter(pc.equal(table["split"], split))
-            pairs_by_record = self._draw(rankings, part, dropped)
+            here = pc.equal(rankings["split"], split)
+            pairs_by_record = self._draw(held.filter(here), rankings.filter(here), dropped)
             # a table without rows has one part, so that it is there
             parts = list(_cut(pairs_by_record, self.pairs_per_part)) or ([[]] if part.number == 0 else [])
             files += [
@@ -213,9 +215,10 @@ class PairingActor:
             counts[f"pairs_{split}"] = sum(map(len, parts))
         return PairsPart(rankings=len(table), files=files, counts=counts, dropped=dict(dropped))
 
-    def _draw(self, rankings: pa.Table, part: ScoresPart, dropped: Counter[str]) -> Iterator[list[PreferencePair]]:
-        for held, rows in _joined(self.records, part, rankings):
-            for record, scores in zip(from_table(Record, held), rows, strict=True):
+    def _draw(self, held: pa.Table, rankings: pa.Table, dropped: Counter[str]) -> Iterator[list[PreferencePair]]:
+        for start in range(0, len(rankings), ROWS_AT_ONCE):
+            some = from_table(Record, held.slice(start, ROWS_AT_ONCE))
+            for record, scores in zip(some, _rankings(rankings, start), strict=True):
                 if scores.status == "failed":
                     dropped["teacher_failed"] += 1
                     continue
@@ -264,8 +267,10 @@ class ConfusionActor:
         for part in _rows(ScoresPart, batch):
             table = read_part(self.scores.file_uri(part.path))
             rankings = table.filter(pc.equal(table["split"], "validation"))
-            for held, rows in _joined(self.records, part, rankings, ["record_id", "label_id"]):
-                counts.update(count_confusions(rows, held["label_id"].to_pylist(), self.top))
+            held = read_records(self.records, part.near, rankings["record_id"], ["record_id", "label_id"])
+            for start in range(0, len(rankings), ROWS_AT_ONCE):
+                truths = held["label_id"].slice(start, ROWS_AT_ONCE).to_pylist()
+                counts.update(count_confusions(_rankings(rankings, start), truths, self.top))
         return to_table(
             [Confused(label=label, other=other, count=count) for (label, other), count in sorted(counts.items())],
             Confused,
@@ -284,7 +289,7 @@ def read_records(
     for path in paths:
         table = read_part(records.file_uri(path), columns)
         held.append(table.filter(pc.is_in(table["record_id"], value_set=wanted)))
-        if sum(map(len, held)) == len(wanted):
+        if sum(map(len, held)) >= len(wanted):
             break
     found = pa.concat_tables(held)
     places = pc.index_in(wanted, value_set=found["record_id"])
@@ -315,13 +320,8 @@ def _blocks(records: Artifact, scores: Artifact) -> list[pa.Table]:
     return blocks
 
 
-def _joined(
-    records: Artifact, part: ScoresPart, rankings: pa.Table, columns: list[str] | None = None
-) -> Iterator[tuple[pa.Table, list[TeacherScores]]]:
-    """Some rows of the part's records and their rankings, again and again."""
-    held = read_records(records, part.near, rankings["record_id"], columns)
-    for start in range(0, len(rankings), ROWS_AT_ONCE):
-        yield held.slice(start, ROWS_AT_ONCE), from_table(TeacherScores, rankings.slice(start, ROWS_AT_ONCE))
+def _rankings(table: pa.Table, start: int) -> list[TeacherScores]:
+    return from_table(TeacherScores, table.slice(start, ROWS_AT_ONCE))
 
 
 def _learn(
