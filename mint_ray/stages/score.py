@@ -19,7 +19,8 @@ from mint_ray.stages.config import Fit, Score
 from mint_ray.stages.session import map_parts
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.teachers import build_teacher
+from mint_ray.teachers import Teacher, build_teacher
+from mint_ray.teachers.config import AnyTeacher
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
@@ -89,12 +90,8 @@ class TeacherActor:
 
     def __init__(self, artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, records: Artifact) -> None:
         self.artifact, self.batch_size = artifact, config.resources.batch_size
-        settings = from_data(Fit, teacher.manifest.config["fit"]).teacher
-        self.name = settings.kind
-        self.teacher = build_teacher(settings)
-        with tempfile.TemporaryDirectory() as folder:
-            storage.download_folder(teacher.file_uri("teacher"), folder)
-            self.teacher.load(Path(folder))
+        self.name = _settings(teacher).kind
+        self.teacher = self._load(teacher)
         self.task: Task | None = build_task(task, records.rows(Label, "labels"), 1) if config.without else None
         self.scored: Record | None = None
         """A record that went well."""
@@ -121,6 +118,13 @@ class TeacherActor:
             failed=dict(Counter(row.reason or "" for row in rows if row.status == "failed")),
             complaint=complaints[0] if complaints else None,
         )
+
+    def _load(self, artifact: Artifact) -> Teacher:
+        teacher = build_teacher(_settings(artifact))
+        with tempfile.TemporaryDirectory() as folder:
+            storage.download_folder(artifact.file_uri("teacher"), folder)
+            teacher.load(Path(folder))
+        return teacher
 
     def _rank(self, records: Sequence[Record], complaints: list[str]) -> list[TeacherScores]:
         """One row per record, in order; a record that the teacher raises on fails, its neighbours do not."""
@@ -183,6 +187,10 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
     if [part.path for part in made] != [part.path for part in parts]:
         raise RuntimeError(f"{artifact.name}: {len(parts)} parts went in, {len(made)} came out")
     return made
+
+
+def _settings(teacher: Artifact) -> AnyTeacher:
+    return from_data(Fit, teacher.manifest.config["fit"]).teacher
 
 
 def _check_unique(uri: str, records: Sequence[Record]) -> None:

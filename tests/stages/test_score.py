@@ -160,9 +160,8 @@ class Grumpy:
 
 def grumpy(trouble: dict[str, str]) -> type[TeacherActor]:
     class GrumpyActor(TeacherActor):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.teacher = Grumpy(self.teacher, trouble)  # type: ignore[assignment]
+        def _load(self, artifact: Artifact) -> Teacher:
+            return Grumpy(super()._load(artifact), trouble)  # type: ignore[return-value]
 
     return GrumpyActor
 
@@ -197,7 +196,7 @@ def test_a_teacher_that_fails_on_every_record_ends_the_run(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TeacherActor", grumpy({f"r{number:05d}": "raises" for number in range(RECORDS)}))
-    with pytest.raises(Exception, match="the teacher failed on every one of 6 records: record 'r00000': ValueError"):
+    with pytest.raises(Exception, match=r"the teacher failed on every one of \d records: record 'r\d+': ValueError"):
         run(tmp_path)
 
 
@@ -217,9 +216,8 @@ def test_a_teacher_that_breaks_ends_the_run_instead_of_failing_what_follows(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class BreakingActor(TeacherActor):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
-            self.teacher = Breaks(self.teacher, {})  # type: ignore[assignment]
+        def _load(self, artifact: Artifact) -> Teacher:
+            return Breaks(super()._load(artifact), {})  # type: ignore[return-value]
 
     monkeypatch.setattr(module, "TeacherActor", BreakingActor)
     with pytest.raises(Exception, match="CUDA error"):
@@ -301,9 +299,8 @@ class Dithers(Grumpy):
 class DithersAndDies(TeacherActor):
     """Its worker is killed once, when the first part is written and nobody has been told."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.teacher = Dithers(self.teacher, {})  # type: ignore[assignment]
+    def _load(self, artifact: Artifact) -> Teacher:
+        return Dithers(super()._load(artifact), {})  # type: ignore[return-value]
 
     def work(self, part: RecordsPart) -> ScoredPart:
         made = super().work(part)
