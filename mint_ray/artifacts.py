@@ -1,4 +1,10 @@
-"""What a stage leaves behind: rows and files staged first, described by a manifest that is published last."""
+"""What a stage leaves behind: rows and files first, described by a manifest that is published last and once.
+
+A stage that works part by part has its workers write each part to its place under a name that follows from what was
+read, and then a completion record, `runs/{artifact}/{part}.done.json` below the root: files, rows, counts. A part that
+has one is not made again, by whichever attempt, driver or run of the same spec comes to it; a part without one is what
+was in flight. Readers trust only the manifest. Publishing it removes the completion records.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -14,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +30,15 @@ import pyarrow.parquet as pq
 
 from mint_ray import storage
 from mint_ray.loading import UserError, fingerprint
-from mint_ray.records import from_table, to_table
+from mint_ray.records import from_dict, from_table, to_table
+
+logger = logging.getLogger("mint_ray")
 
 Row = TypeVar("Row")
 
 MANIFEST = "manifest.json"
+RUNS = "runs"
+"""Folder below the root for what a stage needs to go on if it is cut off; emptied when the stage has finished."""
 FORMAT = 3
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
@@ -116,18 +127,47 @@ class Artifact:
         The same rows give the same bytes: a task that names its files by what it was given, and is run again after
         its worker died, puts back what lay there. Whoever holds the draft adds the files that are returned.
         """
-        sink = pa.BufferOutputStream()
-        pq.write_table(to_table(rows, row), sink, compression="zstd")
-        content = sink.getvalue().to_pybytes()
+        content = _parquet(row, rows)
         storage.write_bytes(self.file_uri(path), content)
-        return File(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), rows=len(rows))
+        return _file(path, content, len(rows))
+
+    def write_part_once(self, path: str, row: type[Row], rows: list[Row]) -> tuple[File, list[Row]]:
+        """`write_part` for rows that might come out otherwise another time, as from a GPU: who writes first is kept.
+
+        Returns the file, and the rows that are in it.
+        """
+        content, uri = _parquet(row, rows), self.file_uri(path)
+        if not storage.create_bytes(uri, content, once=storage.creates_once(self.root)):
+            content = storage.read_bytes(uri)
+            rows = from_table(row, pq.read_table(pa.BufferReader(content)))
+        return _file(path, content, len(rows)), rows
+
+    def finish_part(self, path: str, made: Any) -> None:
+        """Leave the completion record of the part `path`: `made` is a row with `files`, which are written already."""
+        storage.write_bytes(self._record_uri(path), json.dumps(dataclasses.asdict(made)).encode())
+
+    def finished_part(self, path: str, row: type[Row]) -> Row | None:
+        """What `finish_part` was told of a part; None unless it was, and its files are there."""
+        uri = self._record_uri(path)
+        if not storage.exists(uri):
+            return None
+        try:
+            made: Any = from_dict(row, json.loads(storage.read_bytes(uri)))
+        except (UserError, ValueError, TypeError, KeyError):
+            return None  # removed meanwhile, or left by another version
+        whole = all(storage.size(self.file_uri(file.path)) == file.bytes for file in made.files)
+        return made if whole else None
+
+    def _record_uri(self, path: str) -> str:
+        return storage.join(self.root, RUNS, self.name, f"{path}.done.json")
 
     @contextmanager
     def write(self) -> Iterator[Draft]:
         """Stage an output in a local folder and publish it when the block ends without an error.
 
-        Of two runs of one spec the later keeps what the earlier published. On a disk the whole folder appears at once,
-        unless parts of it were written in place; what lies there and is not in the draft is then removed.
+        Of several runs of one spec the first to publish is kept, and the others go on with that. On a disk the whole
+        folder appears at once, unless parts of it were written in place; what lies there and is not in the draft is
+        then removed.
         """
         with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
             draft = Draft(Path(folder))
@@ -146,31 +186,39 @@ class Artifact:
                 versions=package_versions(),
                 git_revision=git_revision(),
             )
-            if not self.is_complete:
-                self._publish(draft, manifest)
+            if self.is_complete or not self._publish(draft, manifest):
+                logger.info("%s: another run has published %s; going on with that", self.stage, self.name)
+            if draft.placed:
+                # another run of the spec may still write there; nobody reads it any more
+                with suppress(OSError):
+                    storage.delete_folder(storage.join(self.root, RUNS, self.name))
 
-    def _publish(self, draft: Draft, manifest: Manifest) -> None:
-        folder = draft.folder
+    def _publish(self, draft: Draft, manifest: Manifest) -> bool:
+        """Whether this run is the one that published."""
         content = json.dumps(dataclasses.asdict(manifest), indent=2).encode()
         filesystem, path = storage.resolve(self.uri)
         if filesystem.type_name == "local" and not draft.placed:
-            (folder / MANIFEST).write_bytes(content)
-            staged = f"{path}.{os.getpid()}.staging"
-            shutil.copytree(folder, staged)
-            if not self.is_complete:
-                shutil.rmtree(path, ignore_errors=True)
-            try:
-                os.rename(staged, path)
-            except OSError:
-                shutil.rmtree(staged)
-                if not self.is_complete:
-                    raise
-            return
+            (draft.folder / MANIFEST).write_bytes(content)
+            return self._publish_folder(draft.folder, path)
         for file in draft.files():
-            storage.upload(str(folder / file.path), self.file_uri(file.path))
+            storage.upload(str(draft.folder / file.path), self.file_uri(file.path))
         for stray in _unlisted(self.uri, manifest):
             storage.delete_file(self.file_uri(stray))
-        storage.write_bytes(storage.join(self.uri, MANIFEST), content)
+        once = storage.creates_once(self.root)
+        return storage.create_bytes(storage.join(self.uri, MANIFEST), content, once=once)
+
+    def _publish_folder(self, folder: Path, path: str) -> bool:
+        staged = f"{path}.{os.getpid()}.staging"
+        shutil.copytree(folder, staged)
+        try:
+            os.rename(staged, path)
+        except OSError:
+            if self.is_complete:
+                shutil.rmtree(staged)
+                return False
+            shutil.rmtree(path, ignore_errors=True)  # what a run left that was cut off
+            os.rename(staged, path)
+        return True
 
 
 class Draft:
@@ -224,6 +272,17 @@ class Draft:
 
     def _write_part(self, row: type[Any], table: str, part: int, rows: list[Any]) -> None:
         pq.write_table(to_table(rows, row), self.folder / table / f"part-{part:05d}.parquet", compression="zstd")
+
+
+def _parquet(row: type[Any], rows: list[Any]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(to_table(rows, row), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _file(path: str, content: bytes, rows: int) -> File:
+    return File(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), rows=rows)
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:

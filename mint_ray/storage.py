@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from pyarrow import fs
@@ -14,10 +17,18 @@ from pyarrow import fs
 from mint_ray.loading import UserError
 
 CHUNK_BYTES = 1 << 20
+ATTEMPTS = 10
+"""Times a request goes to S3, with growing pauses of half a minute in all, before 503 or a cut connection is an error.
+
+pyarrow gives up after 3, which is about a second, and with its standard strategy a client may not ask again at all once
+it has asked some hundred times: the AWS SDK lets each client have a fixed quota of retries.
+"""
+CHECK_ATTEMPTS = 3
+"""The same for the first request of a run: a wrong endpoint is told in seconds."""
 
 
-def resolve(uri: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of `uri` and the path within it.
+def resolve(uri: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
+    """The pyarrow file system of `uri` and the path within it; S3 is asked up to `attempts` times.
 
     `s3://` takes endpoint and credentials from AWS_ENDPOINT_URL and the usual AWS chain, `gs://` from Google's;
     anything without a scheme is a local path. Raises UserError for another scheme.
@@ -26,7 +37,7 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
     if not rest:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     if scheme == "s3":
-        return _s3(), rest.rstrip("/")
+        return _arrow_s3(attempts, _s3_environment()), rest.rstrip("/")
     if scheme in ("file", "gs", "gcs"):
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, path
@@ -80,21 +91,53 @@ def read_bytes(uri: str) -> bytes:
         return stream.read()
 
 
-def write_bytes(uri: str, content: bytes) -> None:
-    """Write one small file whole: readers see all of it or none."""
+def size(uri: str) -> int | None:
+    """Bytes of one file; None if there is none."""
     filesystem, path = resolve(uri)
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        # the content is complete before the upload starts: a stream would be published even if its writer raised
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(content)
+    info = filesystem.get_file_info(path)
+    return int(info.size) if info.type == fs.FileType.File else None
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write one file whole: readers see all of it or none."""
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        _put_on_disk(path, content, os.replace)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "wb") as stream:
+    # the content is complete before the upload starts: a stream would be published even if its writer raised
+    with filesystem.open_output_stream(path) as stream:
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, path)
+
+
+def create_bytes(uri: str, content: bytes, *, once: bool) -> bool:
+    """Write one file whole unless one is there already; whether what lies there now is `content`.
+
+    Of several writers one succeeds: on S3 by a conditional PUT (If-None-Match: *), on a disk by a hard link. Where the
+    store cannot do that (`creates_once` says so; `once` is then False) it is looked for and then written, so that of
+    two who look at the same moment the later replaces what the earlier wrote.
+    """
+    filesystem, path = resolve(uri)
+    if not once:
+        if not exists(uri):
+            write_bytes(uri, content)
+            return True
+        return read_bytes(uri) == content
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            _put_on_disk(path, content, os.link)
+        else:
+            _s3fs(_s3_environment()).pipe_file(path, content, mode="create")
+    except OSError:
+        # a request whose answer was lost is sent again, and then finds its own file
+        if not exists(uri):
+            raise
+        return read_bytes(uri) == content
+    return True
+
+
+def creates_once(root: str) -> bool:
+    """Whether the store of `root` lets one of several writers of a file succeed; tried once per root and process."""
+    return _creates_once(absolute(root), _s3_environment())
 
 
 def upload(local_path: str, uri: str) -> None:
@@ -116,7 +159,8 @@ def delete_file(uri: str) -> None:
     """Remove one file, if it is there."""
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type == fs.FileType.File:
-        filesystem.delete_file(path)
+        with suppress(FileNotFoundError):
+            filesystem.delete_file(path)
 
 
 def delete_folder(uri: str) -> None:
@@ -137,22 +181,126 @@ def sha256(uri: str) -> str:
 
 def check_writable(uri: str) -> None:
     """Raise UserError if nothing can be written below `uri`, before any work is done for it."""
-    probe = join(uri, ".writable")
+    filesystem, path = resolve(join(uri, f".writable-{uuid.uuid4().hex}"), CHECK_ATTEMPTS)
     try:
-        write_bytes(probe, b"")
-        delete_file(probe)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        else:
+            _check_bucket(filesystem, path.partition("/")[0])
+        with filesystem.open_output_stream(path):
+            pass
+        filesystem.delete_file(path)
     except OSError as error:
         raise UserError(f"{uri}: cannot be written: {' '.join(str(error).split())}") from error
 
 
-def _s3() -> fs.FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint is None:
-        return fs.S3FileSystem()
-    parts = urlsplit(endpoint)
-    return fs.S3FileSystem(
-        endpoint_override=parts.netloc,
-        scheme=parts.scheme,
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        force_virtual_addressing=False,
+def _check_bucket(filesystem: fs.FileSystem, bucket: str) -> None:
+    """Raise FileNotFoundError if there is no such bucket: SeaweedFS makes one for whoever writes to it."""
+    try:
+        info = filesystem.get_file_info(bucket)
+    except OSError:
+        return  # who may write below a prefix need not be allowed to look at the bucket
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"bucket {bucket!r} does not exist")
+
+
+def _put_on_disk(path: str, content: bytes, place: Callable[[str, str], None]) -> None:
+    """Write beside `path`, then `place` it there in one step. Raises FileExistsError if `place` does."""
+    for _ in range(3):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
+        try:
+            with open(partial, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            place(partial, path)
+            return
+        except FileNotFoundError:
+            # a run of the same spec that published meanwhile swept it away
+            continue
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+    raise FileNotFoundError(errno.ENOENT, "removed as often as it was written", path)
+
+
+@functools.cache
+def _creates_once(root: str, environment: tuple[tuple[str, str], ...]) -> bool:
+    filesystem, path = resolve(join(root, f".once-{uuid.uuid4().hex}"))
+    if not isinstance(filesystem, fs.LocalFileSystem | fs.S3FileSystem):
+        return False
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return _links_on_disk(path)
+        return _heeds_if_none_match(path, _s3fs(environment))
+    finally:
+        with suppress(OSError):
+            filesystem.delete_file(path)
+
+
+def _links_on_disk(path: str) -> bool:
+    """Whether the disk has hard links; some network and FUSE file systems have none."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        _put_on_disk(path, b"", os.link)
+    except OSError:
+        return False
+    return True
+
+
+def _heeds_if_none_match(path: str, s3: Any) -> bool:
+    """Whether a second conditional PUT is refused; a store that knows no such header refuses the first or neither."""
+    try:
+        s3.pipe_file(path, b"", mode="create")
+    except OSError:
+        return False
+    try:
+        s3.pipe_file(path, b"", mode="create")
+    except OSError:
+        return True
+    return False
+
+
+def _s3_environment() -> tuple[tuple[str, str], ...]:
+    """What the connections to S3 are made from; they are kept for as long as it stays the same."""
+    return tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith("AWS_")))
+
+
+def _endpoint(environment: tuple[tuple[str, str], ...]) -> str | None:
+    said = dict(environment)
+    return said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
+
+
+@functools.cache
+def _arrow_s3(attempts: int, environment: tuple[tuple[str, str], ...]) -> fs.FileSystem:
+    # a small file is then one request instead of the three of an upload in parts
+    options: dict[str, Any] = {
+        "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
+        "allow_delayed_open": True,
+    }
+    endpoint, said = _endpoint(environment), dict(environment)
+    if endpoint is not None:
+        parts = urlsplit(endpoint)
+        options |= {
+            "endpoint_override": parts.netloc,
+            "scheme": parts.scheme,
+            "region": said.get("AWS_REGION") or said.get("AWS_DEFAULT_REGION") or "us-east-1",
+            "force_virtual_addressing": False,
+        }
+    return fs.S3FileSystem(**options)
+
+
+@functools.cache
+def _s3fs(environment: tuple[tuple[str, str], ...]) -> Any:
+    """The client for conditional requests, which pyarrow does not make."""
+    import s3fs
+
+    made = s3fs.S3FileSystem(
+        endpoint_url=_endpoint(environment),
+        config_kwargs={"retries": {"mode": "legacy", "max_attempts": 5}},  # the other modes have a quota
+        skip_instance_cache=True,
     )
+    # its own loop, around botocore's, knows 503 and cut connections alone
+    made.retries = 2
+    return made

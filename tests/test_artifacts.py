@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
-from mint_ray import storage
-from mint_ray.artifacts import MANIFEST, Artifact, open_artifact, read_part, verify
+from mint_ray import artifacts, storage
+from mint_ray.artifacts import MANIFEST, RUNS, Artifact, File, open_artifact, read_part, verify
 from mint_ray.loading import UserError
 from mint_ray.records import Label, from_table
 
@@ -169,3 +170,62 @@ def test_parts_have_the_length_asked_for(tmp_path: Path) -> None:
         draft.write_rows(Label, "more", labels(*"abcdefghi"), rows_per_part=4)
     assert [file.rows for file in artifact.table_files("labels")] == [4, 4]
     assert [file.rows for file in artifact.table_files("more")] == [4, 4, 1]
+
+
+def test_of_two_that_publish_at_the_same_moment_one_wins_and_the_other_says_so(
+    anywhere: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    write_in_place(artifact, "A")
+    published = storage.read_bytes(artifact.file_uri(MANIFEST))
+    monkeypatch.setattr(artifacts.logger, "propagate", True)
+    # as if the other had published just after it was looked for
+    monkeypatch.setattr(Artifact, "is_complete", False)
+    with caplog.at_level("INFO"):
+        write_in_place(artifact, "A")
+    assert storage.read_bytes(artifact.file_uri(MANIFEST)) == published
+    assert caplog.text.count(f"another run has published {artifact.name}; going on with that") == 1
+    assert verify(artifact.uri) == []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    path: str
+    files: list[File]
+
+
+def test_a_part_is_finished_when_its_record_is_there_and_its_files_too(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    path = "labels/part-00000.parquet"
+    assert artifact.finished_part(path, Made) is None
+    made = Made(path=path, files=[artifact.write_part(path, Label, labels("A"))])
+    assert artifact.finished_part(path, Made) is None
+    artifact.finish_part(path, made)
+    assert artifact.finished_part(path, Made) == made
+    assert artifact.finished_part("labels/part-00001.parquet", Made) is None
+    storage.write_bytes(artifact.file_uri(path), b"cut off")
+    assert artifact.finished_part(path, Made) is None
+
+
+def test_a_record_that_another_version_left_is_none(tmp_path: Path) -> None:
+    artifact = open_artifact(str(tmp_path), "tokenize", {}, {})
+    for content in (b'{"files": [], "other": 1}', b"{", b'{"path": "a"}'):
+        storage.write_bytes(storage.join(str(tmp_path), RUNS, artifact.name, "a.done.json"), content)
+        assert artifact.finished_part("a", Made) is None
+
+
+def test_publishing_removes_the_completion_records(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "tokenize", {}, {})
+    with artifact.write() as draft:
+        made = Made(path="labels/part.parquet", files=[artifact.write_part("labels/part.parquet", Label, labels("A"))])
+        artifact.finish_part(made.path, made)
+        draft.placed += made.files
+    assert [uri for uri in storage.list_files(anywhere) if RUNS in uri] == []
+
+
+def test_who_writes_a_part_first_is_kept(anywhere: str) -> None:
+    artifact = open_artifact(anywhere, "score", {}, {})
+    first = artifact.write_part_once("labels/part.parquet", Label, labels("A", "B"))
+    assert first[1] == labels("A", "B")
+    assert artifact.write_part_once("labels/part.parquet", Label, labels("C")) == first
+    assert artifact.write_part_once("labels/part.parquet", Label, labels("A", "B")) == first

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from mint_ray import storage
 from mint_ray.artifacts import open_artifact, verify
 from mint_ray.loading import UserError
 from mint_ray.records import Label
+from tests.faults.proxy import FAULTS, Fault, FaultProxy
 
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
@@ -63,8 +67,92 @@ def test_an_unknown_scheme_is_named() -> None:
         storage.resolve("ftp://host/x")
 
 
+WRONG = [
+    ("mint/", "nowhere/", {}, "does not exist"),
+    ("mint/", "mint/", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "signature"),
+    ("mint/", "mint/", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "connect"),
+]
+
+
 @pytest.mark.s3
-def test_a_bucket_that_refuses_is_named(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(UserError, match="cannot be written"):
-        storage.check_writable(s3_root)
+@pytest.mark.parametrize(("there", "here", "environment", "said"), WRONG, ids=["bucket", "secret", "endpoint"])
+def test_what_is_wrong_with_a_bucket_is_one_line(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch, there: str, here: str, environment: dict[str, str], said: str
+) -> None:
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    root = s3_root.replace(there, here)
+    with pytest.raises(UserError, match=f"^{root}: cannot be written: ") as caught:
+        storage.check_writable(root)
+    assert "\n" not in str(caught.value)
+    assert said in str(caught.value).lower()
+
+
+def test_of_several_writers_of_a_file_one_succeeds(root: str) -> None:
+    place = storage.join(root, "once", "file.txt")
+    assert storage.creates_once(root)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: storage.create_bytes(place, b"%d" % n, once=True), range(8)))
+    assert storage.read_bytes(place) == b"%d" % won.index(True)
+    assert sum(won) == 1
+    assert storage.list_files(root) == [place]
+
+
+def test_a_writer_that_finds_its_own_bytes_has_succeeded(root: str) -> None:
+    place = storage.join(root, "once", "file.txt")
+    assert storage.create_bytes(place, b"mine", once=True)
+    assert storage.create_bytes(place, b"mine", once=True)
+    assert not storage.create_bytes(place, b"other", once=True)
+
+
+def test_where_the_store_cannot_create_once_it_is_looked_for_first(root: str) -> None:
+    place = storage.join(root, "looked", "file.txt")
+    assert storage.create_bytes(place, b"mine", once=False)
+    assert not storage.create_bytes(place, b"other", once=False)
+    assert storage.read_bytes(place) == b"mine"
+
+
+@pytest.fixture
+def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The S3 server behind a proxy."""
+    made = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
+    yield made
+    made.close()
+
+
+@pytest.mark.s3
+def test_a_store_that_does_not_heed_conditions_is_found_out(s3_root: str, proxy: FaultProxy) -> None:
+    proxy.arm("accepted", 2, when=lambda method, path: method == "PUT")
+    assert not storage.creates_once(s3_root)
+    assert storage.creates_once(f"{s3_root}/other")
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("fault", FAULTS)
+def test_reads_and_writes_outlast_a_store_that_fails_for_a_while(s3_root: str, proxy: FaultProxy, fault: Fault) -> None:
+    place, content = storage.join(s3_root, fault, "file"), os.urandom(100_000)
+    operations: dict[str, Callable[[], object]] = {
+        "write": lambda: storage.write_bytes(place, content),
+        "create": lambda: storage.create_bytes(f"{place}-once", content, once=True),
+        "read": lambda: storage.read_bytes(place) == content,
+        "list": lambda: storage.list_files(storage.join(s3_root, fault)) == [place, f"{place}-once"],
+        "size": lambda: storage.size(place) == len(content),
+    }
+    for name, operate in operations.items():
+        proxy.arm(fault, 3)
+        assert operate() in (None, True), name
+        proxy.disarm()
+        assert proxy.suffered[fault] > 0, name
+    assert storage.read_bytes(f"{place}-once") == content
+
+
+@pytest.mark.s3
+def test_a_client_has_no_quota_of_retries(s3_root: str, proxy: FaultProxy) -> None:
+    # the standard strategy of the AWS SDK gives up for good after a hundred
+    place = storage.join(s3_root, "file")
+    storage.write_bytes(place, b"content")
+    for _ in range(60):
+        proxy.arm("cut_before", 3)
+        assert storage.read_bytes(place) == b"content"
+    assert proxy.suffered["cut_before"] > 150

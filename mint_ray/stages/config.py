@@ -35,8 +35,12 @@ class Prepare:
     splits: Splits = Splits()
     max_bad_share: float = 0.05
     """Share of unreadable rows (0 to 1) above which the run stops."""
+    rows_per_part: int = 1_000
+    """Records in one part: the work of one task of later stages, and what is done again if its worker dies."""
 
     def __post_init__(self) -> None:
+        if self.rows_per_part < 1:
+            raise ValueError(f"rows_per_part must be positive, got {self.rows_per_part}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must lie in 0 to 1, got {self.max_bad_share}")
 
@@ -53,7 +57,7 @@ class ScoreResources:
     """What scoring asks of the cluster; changes no row."""
 
     actors: int = 1
-    """Actors that each hold one teacher."""
+    """Actors that each hold one teacher; each works on one part of the records (`prepare.rows_per_part`) at a time."""
     cpus_per_actor: float = 1
     """Processors of one actor."""
     gpus_per_actor: float = 0

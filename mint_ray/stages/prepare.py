@@ -38,7 +38,7 @@ def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
         return artifact
     with artifact.write() as draft:
         prepared = select_records(config, task)
-        draft.write_rows(Record, "records", prepared.records)
+        draft.write_rows(Record, "records", prepared.records, rows_per_part=config.rows_per_part)
         draft.write_rows(Label, "labels", prepared.labels)
         draft.counts.update({f"records_{split}": 0 for split in SPLITS})
         draft.counts.update(f"records_{record.split}" for record in prepared.records)

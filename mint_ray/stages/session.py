@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 import ray.data
 
+from mint_ray.artifacts import Artifact
 from mint_ray.loading import UserError
+from mint_ray.records import from_table, schema_of, to_table
 from mint_ray.stages.config import EvaluateResources, ScoreResources
 from mint_ray.telemetry import Progress
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger("mint_ray")
 
@@ -82,6 +87,52 @@ def map_blocks(
         if batch.column_names == [COMPLAINT]:
             raise UserError(batch[COMPLAINT][0].as_py())
         yield batch
+
+
+def map_parts(
+    artifact: Artifact,
+    parts: Sequence[Any],
+    made: type[Made],
+    actor: type[Any],
+    arguments: tuple[Any, ...],
+    *,
+    actors: tuple[int, int] | None,
+    cpus: float,
+    gpus: float,
+) -> Iterator[Made]:
+    """What `actor(*arguments).work(part)` made of each part, a row of class `made`, in the order of the parts.
+
+    A part is a row with a `path` of its own; `work` writes the files that `made.files` tells of into `artifact`. A part
+    that has a completion record there is not worked on again: only what was in flight when a run was cut off is.
+    """
+    blocks = [to_table([part], type(part)) for part in parts]
+    worker = (artifact, type(parts[0]), made, actor, arguments)
+    for batch in map_blocks(blocks, PartActor, worker, actors=actors, cpus=cpus, gpus=gpus):
+        yield from from_table(made, batch.cast(schema_of(made)))
+
+
+class PartActor:
+    """Holds an actor that works on parts, made when the first part is met that is not finished."""
+
+    def __init__(
+        self, artifact: Artifact, part: type[Any], made: type[Any], actor: type[Any], arguments: tuple[Any, ...]
+    ) -> None:
+        self.artifact, self.part, self.made = artifact, part, made
+        self.make = functools.cache(lambda: actor(*arguments))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return to_table(
+            [self._make(part) for part in from_table(self.part, batch.cast(schema_of(self.part)))], self.made
+        )
+
+    def _make(self, part: Any) -> Any:
+        found = self.artifact.finished_part(part.path, self.made)
+        if found is not None:
+            return found
+        made = self.make().work(part)
+        # after its files: a record says that they are there
+        self.artifact.finish_part(part.path, made)
+        return made
 
 
 class _Outspoken:

@@ -8,15 +8,14 @@ import logging
 from itertools import pairwise
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
 from mint_ray.loading import UserError
 from mint_ray.objectives import build_objective
-from mint_ray.records import PreferencePair, TokenizedRecord, from_table, schema_of, to_table
+from mint_ray.records import PreferencePair, TokenizedRecord, from_table
 from mint_ray.stages.config import Train
-from mint_ray.stages.session import map_blocks
+from mint_ray.stages.session import map_parts
 from mint_ray.students import load_tokenizer, student_revision
 from mint_ray.students.config import Student
 from mint_ray.telemetry import Progress
@@ -111,12 +110,7 @@ class TokenizingActor:
             torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
             self.reference = Reference(config.student, config.trainer, config.resources)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return to_table(
-            [self._work(part) for part in from_table(PairsPart, batch.cast(schema_of(PairsPart)))], TokensPart
-        )
-
-    def _work(self, part: PairsPart) -> TokensPart:
+    def work(self, part: PairsPart) -> TokensPart:
         rows = from_table(PreferencePair, read_part(part.uri))
         examples, tally = to_tokens(rows, self.tokenizer, self.trainer.max_length, self.trainer.overlong)
         if self.reference is not None:
@@ -153,22 +147,19 @@ class TokenizingActor:
 
 def _tokenize(artifact: Artifact, config: Train, pairs: Artifact) -> list[TokensPart]:
     files = [(table, file) for table in ("train", "validation") for file in pairs.table_files(table)]
-    blocks = [
-        to_table([PairsPart(table=table, path=file.path, uri=pairs.file_uri(file.path))], PairsPart)
-        for table, file in files
-    ]
+    parts = [PairsPart(table=table, path=file.path, uri=pairs.file_uri(file.path)) for table, file in files]
     progress = Progress("tokenize", sum(file.rows or 0 for _, file in files), "pairs")
     resources = config.resources
     actors, cpus, gpus = None, 1.0, 0.0
     if _uses_reference(config):
         # as many as train later; a base student takes long to load
-        actors = (1, min(resources.least_and_most_workers[1], len(blocks)))
+        actors = (1, min(resources.least_and_most_workers[1], len(parts)))
         cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
     made: list[TokensPart] = []
-    for batch in map_blocks(blocks, TokenizingActor, (artifact, config), actors=actors, cpus=cpus, gpus=gpus):
-        for part in from_table(TokensPart, batch.cast(schema_of(TokensPart))):
-            progress.add(part.pairs)
-            made.append(part)
+    arguments = (artifact, config)
+    for part in map_parts(artifact, parts, TokensPart, TokenizingActor, arguments, actors=actors, cpus=cpus, gpus=gpus):
+        progress.add(part.pairs)
+        made.append(part)
     return made
 
 

@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers import TrainerCallback, set_seed
 
 from mint_ray import storage
-from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.artifacts import RUNS, Artifact, open_artifact
 from mint_ray.loading import UserError, dump, from_data
 from mint_ray.stages.config import Train
 from mint_ray.stages.session import connect
@@ -44,8 +44,6 @@ from mint_ray.trainers.examples import StoredExamples
 
 logger = logging.getLogger("mint_ray")
 
-RUNS = "runs"
-"""Folder below the root for checkpoints of training that has not finished; emptied when it has."""
 ADAPTER, OUTCOME, TENSORBOARD = "adapter", "outcome.json", "tensorboard"
 
 

@@ -114,7 +114,7 @@ def test_a_cut_is_counted_by_split(ray_cluster: None, tmp_path: Path, student: P
 def test_trainings_that_read_the_same_tokens_share_them(
     first: Artifact, pairs: Artifact, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "map_blocks", lambda *_, **__: pytest.fail("the stage ran again"))
+    monkeypatch.setattr(module, "map_parts", lambda *_, **__: pytest.fail("the stage ran again"))
     same = {
         "trainer.objective.beta": 0.9, "trainer.learning_rate": 1.0, "trainer.seed": 5, "trainer.max_steps": 3,
         "student.lora_rank": 8, "student.dtype": "bfloat16", "resources.num_workers": 7,
@@ -150,8 +150,8 @@ def test_what_changes_the_rows_changes_the_name(
 class DiesOnce(TokenizingActor):
     """Its worker is killed when it has written the second part, before it could say so."""
 
-    def _work(self, part: PairsPart) -> TokensPart:
-        done = super()._work(part)
+    def work(self, part: PairsPart) -> TokensPart:
+        done = super().work(part)
         marker = Path(self.artifact.root) / "died"
         if part.path == "train/part-00001.parquet" and not marker.exists():
             marker.touch()
