@@ -14,9 +14,11 @@ from mint_ray.loading import UserError
 from mint_ray.sources import build_source
 from mint_ray.stages.evaluate import evaluate_student
 from mint_ray.stages.fit import fit_teacher
+from mint_ray.stages.general import check_general
 from mint_ray.stages.pair import check_lengths, draw_pairs
 from mint_ray.stages.prepare import prepare_records
 from mint_ray.stages.report import write_report
+from mint_ray.stages.retrieval import check_retrieval
 from mint_ray.stages.score import score_records
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
@@ -75,5 +77,9 @@ def check_pipeline(config: PipelineConfig) -> None:
     for tracker in config.train.resources.report_to:
         if find_spec(tracker) is None:
             raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
+    if config.evaluate.retrieval is not None:
+        check_retrieval(config.evaluate.retrieval)
+    if config.evaluate.general is not None:
+        check_general(config.evaluate.general)
     storage.check_writable(config.root)
     check_student(config.train.student)

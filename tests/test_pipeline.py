@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import read_manifest, verify
+from tests.stages.tasks import save_local_task
 from tests.tiny import save_tiny_student
 
 pytestmark = pytest.mark.ray
@@ -155,6 +156,53 @@ def test_a_teacher_under_the_gate_stops_the_run(spec: Path, first: dict[str, Any
     done = mint_ray("pair", str(spec), "pair.gate.top_1_accuracy=1.1", "--root", str(spec.parent / "out"), code=2)
     assert "pair.gate.top_1_accuracy: the teacher has" in done.stderr
     assert "the floor is 1.1" in done.stderr
+
+
+def test_students_answer_with_passages_and_are_asked_beside_the_task(
+    spec: Path, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    tasks = save_local_task(tmp_path / "tasks")
+    root = spec.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in root.glob("answer-*/manifest.json")}
+    arguments = [
+        "evaluate.retrieval={passages: 2, max_passage_words: 12, adaptive: true}",
+        f"evaluate.general={{tasks: [sky_and_sums], folder: {tasks}}}",
+        *("--root", str(root)),
+    ]
+    found = outcome("run", str(spec), *arguments)
+    changed = [stage for stage in STAGES if found["artifacts"][stage] != first["artifacts"][stage]]
+    assert changed == ["evaluate", "report"]
+    # the answers without passages are those that were there
+    assert len(before) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    students = ["base student", "aligned student"]
+    methods = [f"{student}{how}" for student in students for how in ("", " with passages")]
+    metrics = found["metrics"]
+    assert list(metrics) == ["teacher", "teacher without face", *methods, "retrieval", "general"]
+    assert {method: metrics[method] for method in students} == {m: first["metrics"][m] for m in students}
+    assert list(metrics["retrieval"]) == methods[1::2]
+    for section in metrics["retrieval"].values():
+        assert 0.5 < section["retrieved"]["recall"] <= 1
+        assert section["shown"]["recall"] <= section["retrieved"]["recall"]
+    assert all(set(metrics["general"][student]["sky_and_sums"]) == {"acc", "acc_norm"} for student in students)
+    held_out = read_manifest(found["artifacts"]["evaluate"]).counts["records"]
+    passages = [read_pairs(path) for path in root.glob("passages-*/passages/*.parquet")]
+    assert [len(rows) for rows in passages] == [held_out, held_out]
+    for uri in [found["artifacts"]["report"], *root.glob("passages-*"), *root.glob("documents-*"), *root.glob("re*-*")]:
+        assert verify(str(uri)) == []
+    again = outcome("run", str(spec), *arguments)
+    assert modified(again) == modified(found)
+
+
+def test_what_is_missing_for_evaluation_is_told_before_any_work(spec: Path, tmp_path: Path) -> None:
+    root = ["--root", str(tmp_path / "out")]
+    documents = "evaluate.retrieval.documents={kind: table, uri: none.jsonl}"
+    done = mint_ray("run", str(spec), documents, *root, code=2)
+    assert done.stderr.strip().splitlines()[-1] == "mint-ray: evaluate.retrieval: none.jsonl: no such file"
+    done = mint_ray("run", str(spec), "evaluate.general={tasks: [a], folder: none}", *root, code=2)
+    assert done.stderr.strip().splitlines()[-1] == "mint-ray: evaluate.general.folder: no folder 'none'"
+    assert list(tmp_path.glob("out/*-*")) == []
 
 
 @pytest.mark.s3

@@ -8,6 +8,7 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -17,8 +18,11 @@ from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.loading import dump, from_data
 from mint_ray.metrics import measure
 from mint_ray.records import Label, Message, Prediction, Record, TeacherScores, from_table, schema_of, to_table
+from mint_ray.retrievers.passages import put_ahead
 from mint_ray.samplers import AnySampler
 from mint_ray.stages.config import Evaluate, Train
+from mint_ray.stages.general import measure_general
+from mint_ray.stages.retrieval import Passages, choose_passages
 from mint_ray.stages.session import map_rows
 from mint_ray.students import StudentGenerator, student_revision
 from mint_ray.students.config import Student
@@ -29,6 +33,8 @@ from mint_ray.telemetry import Progress
 logger = logging.getLogger("mint_ray")
 
 BASE, ALIGNED, TEACHER = "base student", "aligned student", "teacher"
+WITH_PASSAGES = " with passages"
+"""What a student's method is called by that was given passages to read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +68,16 @@ def evaluate_student(
             for method, table in _teacher_tables(scores)
         }
         settings_of_student = from_data(Train, student.manifest.config["train"]).student
+        retrieval: dict[str, Any] = {}
         for method, adapter in ((BASE, None), (ALIGNED, student)):
             answers = answer_records(root, config, task, sampler.top, records, settings_of_student, adapter)
             predictions[method] = answers.rows(Prediction, "answers")
+            if config.retrieval is None:
+                continue
+            passages = choose_passages(root, config, task, sampler.top, records, settings_of_student, adapter)
+            answers = answer_records(root, config, task, sampler.top, records, settings_of_student, adapter, passages)
+            predictions[f"{method}{WITH_PASSAGES}"] = answers.rows(Prediction, "answers")
+            retrieval[f"{method}{WITH_PASSAGES}"] = passages.manifest.metrics
         rankings = {row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == "test"}
         for method, rows in predictions.items():
             measured = measure(
@@ -80,6 +93,13 @@ def evaluate_student(
             )
             draft.metrics[method] = {metric: dataclasses.asdict(estimate) for metric, estimate in measured.items()}
             draft.dropped.update(f"{method}: {row.reason}" for row in rows if row.reason)
+        if retrieval:
+            draft.metrics["retrieval"] = retrieval
+        if config.general is not None:
+            draft.metrics["general"] = {
+                method: measure_general(root, config, settings_of_student, adapter).manifest.metrics
+                for method, adapter in ((BASE, None), (ALIGNED, student))
+            }
         draft.write_rows(Prediction, "predictions", (row for rows in predictions.values() for row in rows))
         draft.counts["records"] = len(held_out)
         draft.counts["groups"] = len({record.group_id for record in held_out})
@@ -95,9 +115,13 @@ def answer_records(
     records: Artifact,
     student: Student,
     adapter: Artifact | None,
+    passages: Artifact | None = None,
 ) -> Artifact:
     """Table `answers` of one student on the test records; kept apart, so that the base student answers once."""
+    method = f"{ALIGNED if adapter else BASE}{WITH_PASSAGES if passages else ''}"
     inputs = {"records": records.name, "student": adapter.name if adapter else student_revision(student)}
+    if passages is not None:
+        inputs["passages"] = passages.name
     settings = {
         # not its LoRA settings: they are in the adapter's name, and the base student has none
         "student": {"model_id": student.model_id, "revision": student.revision, "dtype": student.dtype},
@@ -111,8 +135,14 @@ def answer_records(
     asked = build_task(task, records.rows(Label, "labels"), length)
     with artifact.write() as draft:
         held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
-        questions = [Question(record_id=record.record_id, prompt=asked.prompt(record)) for record in held_out]
-        progress = Progress(f"answer ({ALIGNED if adapter else BASE})", len(questions), "records")
+        ahead = {row.record_id: row.text for row in passages.rows(Passages, "passages")} if passages else {}
+        questions = [
+            Question(
+                record_id=record.record_id, prompt=put_ahead(asked.prompt(record), ahead.get(record.record_id, ""))
+            )
+            for record in held_out
+        ]
+        progress = Progress(f"answer ({method})", len(questions), "records")
         arguments = (student, config, adapter)
         rows: list[Prediction] = []
         for batch in map_rows(to_table(questions, Question), StudentActor, arguments, config.resources, progress):
@@ -121,7 +151,7 @@ def answer_records(
                 rows.append(
                     Prediction(
                         record_id=row["record_id"],
-                        method=ALIGNED if adapter else BASE,
+                        method=method,
                         labels=read.labels,
                         text=row["text"],
                         reason=read.reason,

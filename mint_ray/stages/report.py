@@ -12,7 +12,7 @@ from mint_ray.metrics import Estimate, moved, per_label
 from mint_ray.records import Label, Prediction, Record
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
 from mint_ray.sources.config import AnySource, Hpo
-from mint_ray.stages.config import Evaluate, Prepare
+from mint_ray.stages.config import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 
@@ -57,6 +57,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         methods={
             method: {key: Estimate(**value) for key, value in measured.items()}
             for method, measured in evaluate.manifest.metrics.items()
+            if method not in METRIC_SECTIONS
         },
         confidence=settings.confidence,
         counts={stage: dict(artifact.manifest.counts) for stage, artifact in done.items()},
