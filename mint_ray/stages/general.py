@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -20,7 +19,7 @@ from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.loading import UserError, dump
 from mint_ray.stages.config import Evaluate, General
-from mint_ray.stages.session import map_rows
+from mint_ray.stages.session import map_blocks
 from mint_ray.students import load_model, load_tokenizer, student_revision
 from mint_ray.students.config import Student
 from mint_ray.telemetry import Progress
@@ -60,10 +59,17 @@ def measure_general(root: str, config: Evaluate, student: Student, adapter: Arti
         return artifact
     with artifact.write() as draft:
         tasks = pa.table({"task": list(general.tasks)})
-        # a task is the work of one actor at a time
-        resources = dataclasses.replace(config.resources, batch_size=1)
+        resources = config.resources
         progress = Progress("general ability", len(tasks), "tasks")
-        for batch in map_rows(tasks, HarnessActor, (student, config, adapter), resources, progress):
+        for batch in map_blocks(
+            [tasks.slice(row, 1) for row in range(len(tasks))],
+            HarnessActor,
+            (student, config, adapter),
+            actors=(1, resources.actors),
+            cpus=resources.cpus_per_actor,
+            gpus=resources.gpus_per_actor,
+        ):
+            progress.add(len(batch))
             for row in batch.to_pylist():
                 found = json.loads(row["found"])
                 draft.metrics.update(found["metrics"])

@@ -7,43 +7,47 @@ import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import torch
 from transformers import AutoConfig
 
 from mint_ray import storage
-from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.layouts import Example, Layout
-from mint_ray.layouts.choice import choose_layout
+from mint_ray.artifacts import Artifact, File, open_artifact, read_part
 from mint_ray.loading import UserError, dump
-from mint_ray.records import Label, Message, Record, from_table, schema_of, to_table
-from mint_ray.retrievers import Document, Retriever, build_retriever
+from mint_ray.records import Label, Message, Record, from_table
+from mint_ray.retrievers import Document, build_retriever
 from mint_ray.retrievers.adaptive import confidence, keep_rising
 from mint_ray.retrievers.config import Retrieval
 from mint_ray.retrievers.documents import document_inputs, read_documents
 from mint_ray.retrievers.passages import fit_words, put_ahead, write_passages
 from mint_ray.stages.config import Evaluate
-from mint_ray.stages.session import map_rows
-from mint_ray.students import load_model, load_tokenizer, resolve_path, student_revision
-from mint_ray.students.config import Student
+from mint_ray.stages.session import map_parts
+from mint_ray.students import Answers, StudentGenerator, load_tokenizer, resolve_path, student_revision
+from mint_ray.students.config import Generation, Student
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
-NAMES_PER_PASS = 256
-"""Most labels behind one prompt in one forward pass; a fixed cut, so that a record's passages depend on it alone."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RecordsPart:
+    """A part of the records: the work of one task."""
+
+    path: str
+    """Of the part that is written."""
+    uri: str
+    """Of the part of the records that is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Query:
-    """What is searched with: the note, and nothing else of the record."""
+class WrittenPart:
+    """What a task wrote."""
 
-    record_id: str
-    note: str
+    path: str
+    records: int
+    files: list[File]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,16 +55,6 @@ class Retrieved:
     """The documents found for one record, best first."""
 
     record_id: str
-    document_ids: list[str]
-    scores: list[float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Shelf:
-    """What a student could be shown with one prompt, best first."""
-
-    record_id: str
-    prompt: list[Message]
     documents: list[Document]
     scores: list[float]
 
@@ -112,33 +106,38 @@ def retrieve_documents(
     root: str, config: Evaluate, task: AnyTask, length: int, records: Artifact, documents: Artifact
 ) -> Artifact:
     """Table `retrieved`: the documents nearest to each test record's note, whoever is to read them."""
-    retrieval = _chosen(config)
-    inputs = {
-        "records": records.name,
-        "documents": documents.name,
-        **build_retriever(retrieval.retriever).inputs(),
-    }
+    retrieval, resources = _chosen(config), config.resources
+    retriever = build_retriever(retrieval.retriever)
+    inputs = {"records": records.name, "documents": documents.name, **retriever.inputs()}
     settings = {"retriever": dump(retrieval)["retriever"], "passages": retrieval.passages, "task": dump(task)}
     artifact = open_artifact(root, "retrieve", settings, inputs)
     if artifact.is_complete:
         return artifact
-    asked = build_task(task, records.rows(Label, "labels"), length)
+    parts = _parts(records, "retrieved")
+    progress = Progress("retrieve", records.manifest.counts["records_test"], "records")
     with artifact.write() as draft:
-        held_out = _held_out(records)
-        queries = [Query(record_id=record.record_id, note=asked.note(record)) for record in held_out]
-        # one worker, on the processor for a search by words: what takes time is the index, and each would build its own
-        gpus = config.resources.gpus_per_actor if retrieval.retriever.kind == "dense" else 0
-        resources = dataclasses.replace(config.resources, actors=1, gpus_per_actor=gpus)
-        progress = Progress("retrieve", len(queries), "records")
-        rows: list[Retrieved] = []
-        table = to_table(queries, Query)
-        for batch in map_rows(table, RetrieverActor, (retrieval, documents), resources, progress):
-            rows += from_table(Retrieved, batch.cast(schema_of(Retrieved)))
-        draft.counts["records"] = draft.write_rows(Retrieved, "retrieved", rows)
-        draft.counts["records_without_any"] = sum(not row.document_ids for row in rows)
-        found = {row.record_id: row.document_ids for row in rows}
-        draft.metrics.update(measure_recall(held_out, documents.rows(Document, "documents"), found))
-    logger.info("retrieve: %s, %s", retrieval.retriever.kind, draft.metrics)
+        for part in map_parts(
+            artifact,
+            parts,
+            WrittenPart,
+            RetrieverActor,
+            (artifact, retrieval, task, records.rows(Label, "labels"), length, documents),
+            # one: what takes time is the index, and each would build its own
+            actors=(1, 1),
+            cpus=resources.cpus_per_actor,
+            gpus=resources.gpus_per_actor if retrieval.retriever.kind == "dense" else 0,
+        ):
+            progress.add(part.records)
+            draft.placed += part.files
+            draft.counts["records"] += part.records
+        found = {
+            row.record_id: [document.document_id for document in row.documents]
+            for part in parts
+            for row in from_table(Retrieved, read_part(artifact.file_uri(part.path)))
+        }
+        draft.counts["records_without_any"] = sum(not ids for ids in found.values())
+        draft.metrics.update(measure_recall(_held_out(records), documents.rows(Document, "documents"), found))
+    logger.info("retrieve: %s, %s", retrieval.retriever.kind, artifact.manifest.metrics)
     return artifact
 
 
@@ -155,11 +154,13 @@ def choose_passages(
 
     Base and aligned student share it, unless each chooses for itself (`adaptive`).
     """
-    retrieval = _chosen(config)
+    retrieval, resources = _chosen(config), config.resources
     documents = gather_documents(root, retrieval, records)
     retrieved = retrieve_documents(root, config, task, length, records, documents)
     inputs = {"records": records.name, "retrieved": retrieved.name, "student": student_revision(student)}
-    if retrieval.adaptive and adapter is not None:
+    if not retrieval.adaptive:
+        adapter = None
+    elif adapter is not None:
         inputs["student"] = adapter.name
     settings = {
         "retrieval": dump(retrieval),
@@ -171,36 +172,31 @@ def choose_passages(
     artifact = open_artifact(root, "passages", settings, inputs)
     if artifact.is_complete:
         return artifact
+    parts = _parts(records, "passages")
     labels = records.rows(Label, "labels")
-    asked = build_task(task, labels, length)
+    progress = Progress("choose passages", records.manifest.counts["records_test"], "records")
+    actors = min(resources.actors, len(parts))
     with artifact.write() as draft:
-        held_out = _held_out(records)
-        by_id = {document.document_id: document for document in documents.rows(Document, "documents")}
-        found = {row.record_id: row for row in retrieved.rows(Retrieved, "retrieved")}
-        shelves = [
-            Shelf(
-                record_id=record.record_id,
-                prompt=asked.prompt(record),
-                documents=[by_id[document_id] for document_id in found[record.record_id].document_ids],
-                scores=found[record.record_id].scores,
-            )
-            for record in held_out
-        ]
-        # one label at a time: the first line of an answer that names it
-        answers = [asked.answer([label.label_id]) for label in labels] if retrieval.adaptive else []
-        resources = config.resources if answers else dataclasses.replace(config.resources, gpus_per_actor=0)
-        progress = Progress("choose passages", len(shelves), "records")
-        arguments = (student, config, adapter if answers else None, answers)
-        rows: list[Passages] = []
-        for batch in map_rows(to_table(shelves, Shelf), PassageActor, arguments, resources, progress):
-            rows += from_table(Passages, batch.cast(schema_of(Passages)))
-        draft.counts["records"] = draft.write_rows(Passages, "passages", rows)
+        for part in map_parts(
+            artifact,
+            parts,
+            WrittenPart,
+            PassageActor,
+            (artifact, config, task, labels, length, retrieved, student, adapter),
+            actors=(actors, actors),
+            cpus=resources.cpus_per_actor,
+            gpus=resources.gpus_per_actor if retrieval.adaptive else 0,
+        ):
+            progress.add(part.records)
+            draft.placed += part.files
+            draft.counts["records"] += part.records
+        rows = [row for part in parts for row in from_table(Passages, read_part(artifact.file_uri(part.path)))]
         draft.counts["passages"] = sum(len(row.document_ids) for row in rows)
         draft.counts["passages_left_out"] = sum(len(row.left_out) for row in rows)
         draft.counts["records_with_passages_cut"] = sum(row.cut for row in rows)
-        draft.metrics["retrieved"] = retrieved.manifest.metrics
         shown = {row.record_id: row.document_ids for row in rows}
-        draft.metrics["shown"] = measure_recall(held_out, list(by_id.values()), shown)
+        draft.metrics["retrieved"] = retrieved.manifest.metrics
+        draft.metrics["shown"] = measure_recall(_held_out(records), documents.rows(Document, "documents"), shown)
     return artifact
 
 
@@ -222,99 +218,119 @@ def measure_recall(
 
 
 class RetrieverActor:
-    """Holds the index of all documents and answers queries."""
+    """Holds the index of all documents and searches it with the notes of one part after the other."""
 
-    def __init__(self, config: Retrieval, documents: Artifact) -> None:
-        self.passages = config.passages
-        self.retriever: Retriever = build_retriever(config.retriever)
-        self.retriever.index(documents.rows(Document, "documents"))
+    def __init__(
+        self,
+        artifact: Artifact,
+        config: Retrieval,
+        task: AnyTask,
+        labels: Sequence[Label],
+        length: int,
+        documents: Artifact,
+    ) -> None:
+        self.artifact, self.passages = artifact, config.passages
+        self.task = build_task(task, labels, length)
+        rows = documents.rows(Document, "documents")
+        self.documents = {document.document_id: document for document in rows}
+        self.retriever = build_retriever(config.retriever)
+        self.retriever.index(rows)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        queries = from_table(Query, batch.cast(schema_of(Query)))
-        found = self.retriever.search([query.note for query in queries], self.passages)
-        rows = [
+    def work(self, part: RecordsPart) -> WrittenPart:
+        records = _read_held_out(part.uri)
+        rows = self.search([record.record_id for record in records], [self.task.note(record) for record in records])
+        file, rows = self.artifact.write_part_once(part.path, Retrieved, rows)
+        return WrittenPart(path=part.path, records=len(rows), files=[file])
+
+    def search(self, record_ids: Sequence[str], notes: Sequence[str]) -> list[Retrieved]:
+        """The note is all that is searched with."""
+        return [
             Retrieved(
-                record_id=query.record_id,
-                document_ids=[hit.document_id for hit in hits],
+                record_id=record_id,
+                documents=[self.documents[hit.document_id] for hit in hits],
                 scores=[hit.score for hit in hits],
             )
-            for query, hits in zip(queries, found, strict=True)
+            for record_id, hits in zip(record_ids, self.retriever.search(notes, self.passages), strict=True)
         ]
-        return to_table(rows, Retrieved)
 
 
 class PassageActor:
     """Holds a student's tokenizer, and the student if it is to choose for itself, and sets out records' passages."""
 
-    def __init__(self, student: Student, config: Evaluate, adapter: Artifact | None, answers: list[str]) -> None:
-        """`answers` are what naming each label begins with; none if the student has no choice."""
+    def __init__(
+        self,
+        artifact: Artifact,
+        config: Evaluate,
+        task: AnyTask,
+        labels: Sequence[Label],
+        length: int,
+        retrieved: Artifact,
+        student: Student,
+        adapter: Artifact | None,
+    ) -> None:
         torch.set_num_threads(max(1, int(config.resources.cpus_per_actor)))
+        self.artifact, self.retrieved, self.length = artifact, retrieved, length
+        self.task = build_task(task, labels, length)
         self.retrieval = _chosen(config)
         self.tokenizer = load_tokenizer(student)
-        self.answers = [list(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) for answer in answers]
-        self.room = max([config.generation.max_new_tokens, *map(len, self.answers)])
-        self.model: Any = None
-        if answers:
-            with tempfile.TemporaryDirectory() as folder:
-                if adapter is not None:
-                    storage.download_folder(adapter.file_uri("adapter"), folder)
-                model = load_model(student, adapter=Path(folder) if adapter else None)
-            self.model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-            self.layout = self._choose_layout()
-        self.max_tokens = self._max_tokens(student)
+        self.max_tokens = self._max_tokens(student, config.generation)
+        self.generator = self._build_generator(student, adapter) if self.retrieval.adaptive else None
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        shelves = from_table(Shelf, batch.cast(schema_of(Shelf)))
+    def work(self, part: RecordsPart) -> WrittenPart:
+        path = part.path.replace("passages/", "retrieved/", 1)
+        found = {row.record_id: row for row in from_table(Retrieved, read_part(self.retrieved.file_uri(path)))}
+        records = _read_held_out(part.uri)
         # one at a time: a record's passages depend on it alone
-        return to_table([self.choose(shelf) for shelf in shelves], Passages)
+        rows = [self.choose(self.task.prompt(record), found[record.record_id]) for record in records]
+        file, rows = self.artifact.write_part_once(part.path, Passages, rows)
+        return WrittenPart(path=part.path, records=len(rows), files=[file])
 
-    def choose(self, shelf: Shelf) -> Passages:
-        most = self.retrieval.max_passage_words
-        fitting = fit_words(shelf.prompt, shelf.documents, most, self.max_tokens, self._count)
-        candidates = list(range(len(fitting)))
+    def choose(self, prompt: list[Message], found: Retrieved) -> Passages:
+        """Neither prompt nor documents tell which label is the record's own."""
+        documents, most = found.documents, self.retrieval.max_passage_words
+        words = fit_words(prompt, documents, most, self.max_tokens, self._count)
+
+        def write(shown: Sequence[int]) -> str:
+            return write_passages([documents[i] for i in shown], [words[i] for i in shown])
+
+        shown = list(range(len(words)))
         tried: list[float] = []
-        if self.model is not None:
+        if self.generator is not None:
+            generator = self.generator
 
             def confidence_with(passages: list[int]) -> float:
-                return confidence(self._score(shelf, passages, fitting))
+                return confidence(generator.rank([put_ahead(prompt, write(passages))])[0])
 
-            candidates, tried = keep_rising(candidates, confidence_with)
-        ids = [document.document_id for document in shelf.documents]
-        whole = [min(len(document.text.split()), most) for document in shelf.documents]
+            shown, tried = keep_rising(shown, confidence_with)
         return Passages(
-            record_id=shelf.record_id,
-            document_ids=[ids[i] for i in candidates],
-            scores=[shelf.scores[i] for i in candidates],
-            words=[fitting[i] for i in candidates],
-            left_out=[document_id for i, document_id in enumerate(ids) if i not in candidates],
-            cut=fitting != whole,
+            record_id=found.record_id,
+            document_ids=[documents[i].document_id for i in shown],
+            scores=[found.scores[i] for i in shown],
+            words=[words[i] for i in shown],
+            left_out=[document.document_id for i, document in enumerate(documents) if i not in shown],
+            cut=words != [min(len(document.text.split()), most) for document in documents],
             confidence=tried,
-            text=_write(shelf, candidates, fitting),
+            text=write(shown),
         )
 
-    @torch.inference_mode()
-    def _score(self, shelf: Shelf, passages: list[int], words: list[int]) -> list[float]:
-        """Log-probability of the answer's beginning that names each label, behind the prompt with these passages."""
-        prompt_ids = self._encode(put_ahead(shelf.prompt, _write(shelf, passages, words)))
-        logps: list[float] = []
-        for start in range(0, len(self.answers), NAMES_PER_PASS):
-            completions = self.answers[start : start + NAMES_PER_PASS]
-            example = Example(record_id=shelf.record_id, prompt_ids=prompt_ids, completions=completions, pairs=[])
-            batch = self.layout.lay_out([example], score_prompt=False)
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-            logps += self.layout.run(self.model, batch).sums_C.tolist()
-        return logps
+    def _build_generator(self, student: Student, adapter: Artifact | None) -> StudentGenerator:
+        label_ids = tuple(label.label_id for label in self.task.labels)
+        answers = Answers(labels=label_ids, length=self.length, write=self.task.answer)
+        with tempfile.TemporaryDirectory() as folder:
+            if adapter is not None:
+                storage.download_folder(adapter.file_uri("adapter"), folder)
+            # sums over a name's tokens: probabilities of the names, whatever the ranking of answers goes by
+            settings = Generation(normalise="sum")
+            return StudentGenerator(student, settings, Path(folder) if adapter else None, answers=answers)
 
-    def _choose_layout(self) -> Layout:
-        # tried on what every worker has alike, not on the record that happens to come first
-        prompt_ids = self._encode([Message(role="user", content="Which of these is the most likely?")])
-        probe = Example(record_id="probe", prompt_ids=prompt_ids, completions=self.answers[:4], pairs=[])
-        return choose_layout(self.model, [probe])
+    def _max_tokens(self, student: Student, generation: Generation) -> int:
+        """Longest prompt: as the settings have it, or what the context leaves beside the answer.
 
-    def _max_tokens(self, student: Student) -> int:
-        """Longest prompt: as the settings have it, or what the context leaves beside the answer."""
+        Raises UserError if neither says how long that is.
+        """
         limit = self.retrieval.max_prompt_tokens
-        config = AutoConfig.from_pretrained(resolve_path(student), revision=student.revision, trust_remote_code=False)
+        path = resolve_path(student)
+        config = AutoConfig.from_pretrained(path, revision=student.revision, trust_remote_code=False)
         context: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
         if context is None:
             if limit is None:
@@ -323,26 +339,33 @@ class PassageActor:
                     "give the longest prompt"
                 )
             return limit
-        return min(limit or context, context - self.room)
-
-    def _encode(self, prompt: Sequence[Message]) -> list[int]:
-        messages = [dataclasses.asdict(message) for message in prompt]
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-        return ids
+        # whichever way it will answer: as many of the longest names as a list has, and the end
+        names = sorted(self.task.labels, key=lambda label: -len(label.name))[: self.length]
+        listed = self.tokenizer(self.task.answer([label.label_id for label in names]), add_special_tokens=False)
+        room = context - max(generation.max_new_tokens, len(listed["input_ids"]) + 1)
+        return room if limit is None else min(limit, room)
 
     def _count(self, prompt: Sequence[Message]) -> int:
-        return len(self._encode(prompt))
+        messages = [dataclasses.asdict(message) for message in prompt]
+        return len(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"])
 
 
-def _write(shelf: Shelf, passages: Sequence[int], words: Sequence[int]) -> str:
-    return write_passages([shelf.documents[i] for i in passages], [words[i] for i in passages])
+def _parts(records: Artifact, table: str) -> list[RecordsPart]:
+    return [
+        RecordsPart(path=file.path.replace("records/", f"{table}/", 1), uri=records.file_uri(file.path))
+        for file in records.table_files("records")
+    ]
+
+
+def _read_held_out(uri: str) -> list[Record]:
+    return [record for record in from_table(Record, read_part(uri)) if record.split == "test"]
+
+
+def _held_out(records: Artifact) -> list[Record]:
+    return [record for record in records.rows(Record, "records") if record.split == "test"]
 
 
 def _chosen(config: Evaluate) -> Retrieval:
     if config.retrieval is None:
         raise ValueError("evaluate.retrieval is not set")
     return config.retrieval
-
-
-def _held_out(records: Artifact) -> list[Record]:
-    return [record for record in records.rows(Record, "records") if record.split == "test"]
