@@ -296,6 +296,18 @@ def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapp
     return Artifact(storage.absolute(root), stage, dict(config), dict(inputs))
 
 
+def find_artifact(uri: str, stage: str) -> Artifact:
+    """The finished artifact of `stage` that lies at `uri`. Raises UserError if there is none."""
+    manifest = read_manifest(uri)
+    if manifest.stage != stage:
+        raise UserError(f"{uri}: a {manifest.stage} artifact; expected one of {stage}")
+    root, _, name = storage.absolute(uri).rpartition("/")
+    artifact = Artifact(root, stage, manifest.config, manifest.inputs)
+    if artifact.name != name:
+        raise UserError(f"{uri}: its config and inputs give {artifact.name}; renamed, or made by another version")
+    return artifact
+
+
 def read_manifest(uri: str) -> Manifest:
     """The manifest of a finished artifact. Raises UserError when there is none or it cannot be read."""
     place = storage.join(uri, MANIFEST)

@@ -224,7 +224,7 @@ def work(root: Path, inputs: tuple[Artifact, Artifact], pairs_per_part: int) -> 
     """The first part of the scores, drawn here."""
     artifact = open_artifact(str(root), "pair", {}, {})
     config = Pair(sampler=Hard(top=2, pairs_per_record=3))
-    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), pairs_per_part)
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, {}, Knowledge(), pairs_per_part)
     part = ScoresPart(number=0, path="scores/part-00000.parquet", near=["records/part-00000.parquet"])
     return artifact, actor._work(part)
 
