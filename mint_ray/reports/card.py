@@ -34,7 +34,7 @@ MEANINGS = {
     "chosen_scores": "the teacher's score of each label of `chosen_labels`",
     "rejected_scores": "the teacher's score of each label of `rejected_labels`",
     "difficulty": "how little the teacher prefers chosen to rejected, 0 (easy) to 1 (hard)",
-    "image_uri": "the image that the student sees; null: it reads",
+    "image_uri": "the image that the student sees ahead of the first user turn; null: it sees none",
     "note_span": "[start, end) of the record's note in the last turn of the prompt, in characters; null: not there",
 }
 """What each column of the pairs holds."""
