@@ -130,11 +130,13 @@ class Prediction:
     record_id: str
     method: str
     labels: list[str]
-    """Label ids in the order named; an empty string where a name is no label of the task."""
+    """Label ids in the order named; an empty string where a name is no label of the task. Of a ranking, all labels."""
     text: str
-    """The answer as generated; empty for a teacher."""
+    """The answer as generated; empty for a teacher or a ranking."""
     reason: str | None = None
     """Why the answer could not be read; `labels` is then empty."""
+    scores: list[float] = dataclasses.field(default_factory=list)
+    """Probability of each label of `labels`, for methods that rank all labels; they add up to 1."""
 
 
 def schema_of(row: type[Any]) -> pa.Schema:

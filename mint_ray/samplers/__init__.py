@@ -17,6 +17,7 @@ from mint_ray.samplers.lists import (
     Sampler,
     Split,
     TopBottom,
+    Truth,
     Uniform,
     difficulty,
 )
@@ -24,7 +25,7 @@ from mint_ray.samplers.mixture import Mixture, Share
 from mint_ray.samplers.tied import Confusion, Sibling, count_confusions, to_affinity
 
 AnySampler = Annotated[
-    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | Mixture, Field(discriminator="kind")
+    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | Mixture | Truth, Field(discriminator="kind")
 ]
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Sibling",
     "Split",
     "TopBottom",
+    "Truth",
     "Uniform",
     "count_confusions",
     "difficulty",

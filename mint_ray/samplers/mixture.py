@@ -71,6 +71,10 @@ class Mixture(Sampler):
     def asks(self) -> frozenset[Ask]:
         return frozenset().union(*(sampler.asks for sampler in self.samplers))
 
+    @property
+    def draws_at_random(self) -> bool:
+        return True
+
     def for_record(self, record_id: str) -> Sampler:
         # a stream apart from the members': which is drawn must not tell what it draws
         rng = random.Random(f"{self.seed}:mixture:{record_id}")
