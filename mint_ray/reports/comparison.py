@@ -220,7 +220,13 @@ def render_terminal(summary: ComparisonSummary) -> str:
     def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> None:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if number < words else "right", overflow="fold")
+            numeric = number >= words
+            table.add_column(
+                heading,
+                justify="right" if numeric else "left",
+                min_width=len("0.43 [0.31, 0.55]") if "[" in rows[0][number] else None,
+                overflow="fold",
+            )
         for row in rows:
             table.add_row(*row)
         console.print(table)
