@@ -93,6 +93,34 @@ for _verb, (_last, _summary) in VERBS.items():
 
 @cli.command()
 @_takes_spec
+@click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
+@click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
+def compare(log_file: Path | None, as_json: bool, **given: Any) -> None:
+    """Run every method of SPEC with every seed, then compare them.
+
+    SPEC is that of a run with `methods` and `seeds`. A method that fails is named in the table, and the others go on;
+    the exit code is then 1. The same command goes on where it was cut off.
+    """
+    from mint_ray.config import ComparisonConfig
+
+    config = _load(cls=ComparisonConfig, **given)
+    log_to(log_file or _log_file(config.root))
+
+    from mint_ray import storage
+    from mint_ray.compare import run_comparison
+
+    compared = run_comparison(config)
+    click.echo(storage.read_bytes(compared.report.file_uri("table.txt")).decode())
+    click.echo(f"report: {compared.report.file_uri('report.html')}")
+    if as_json:
+        metrics = compared.report.manifest.metrics
+        click.echo(json.dumps({"report": compared.report.uri, "metrics": metrics, "failed": compared.failed}))
+    if compared.failed:
+        sys.exit(1)
+
+
+@cli.command()
+@_takes_spec
 def check(spec: Path, **given: Any) -> None:
     """Check the spec, the inputs and the student without starting any work, and estimate the memory of training."""
     config = _load(spec, **given)
@@ -177,11 +205,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _load(spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root: str | None) -> PipelineConfig:
+def _load(spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root: str | None, cls: Any = None) -> Any:
+    """The config of a run, or of what `cls` says."""
     from mint_ray.config import PipelineConfig
     from mint_ray.loading import load
 
-    return load(PipelineConfig, spec, [*overrides, *([f"root={root}"] if root else [])], layers)
+    return load(cls or PipelineConfig, spec, [*overrides, *([f"root={root}"] if root else [])], layers)
 
 
 def _estimate_memory(config: PipelineConfig) -> str:

@@ -11,22 +11,44 @@ from mint_ray.metrics import METRICS, Estimate, Moved
 TITLES = {
     "top_1_accuracy": "Top-1 accuracy",
     "top_10_accuracy": "Top-10 accuracy",
+    "mean_reciprocal_rank": "Mean reciprocal rank",
+    "macro_top_1_accuracy": "Top-1 accuracy, mean over labels",
     "hallucination_free_accuracy": "Hallucination-free accuracy",
+    "hallucination_rate": "Hallucination rate (less is better)",
     "coverage": "Coverage",
     "avoidance": "Avoidance",
     "car": "CAR",
     "readable": "Readable answers",
+    "expected_calibration_error": "Expected calibration error (less is better)",
+    "brier_score": "Brier score (less is better)",
+    "paper_e1": "Paper's E1, hallucination-free",
+    "paper_e2": "Paper's E2, top 10",
+    "paper_e3": "Paper's E3, top 1",
+    "paper_coverage": "Paper's coverage",
+    "paper_avoidance": "Paper's avoidance",
+    "paper_car": "Paper's CAR",
 }
 """How a metric is called where people read it."""
 
 MEANINGS = {
     "top_1_accuracy": "the true label is the first name of the answer",
     "top_10_accuracy": "the true label is among the first ten names",
+    "mean_reciprocal_rank": "one over the place of the true label, zero where it is not named",
+    "macro_top_1_accuracy": "top-1 accuracy of each label by itself, then the mean over labels",
+    "hallucination_rate": "share of all named items that are no label; an answer without a name counts as one of them",
     "hallucination_free_accuracy": "the answer was read and every name in it is a real label",
     "coverage": "share of the named labels that stand at the top of the teacher's ranking",
     "avoidance": "one minus the share of the named labels that stand at its bottom",
     "car": "coverage and avoidance in one number, their weighted harmonic mean",
     "readable": "share of the answers that could be read as a list",
+    "expected_calibration_error": "how far the probability of the first label lies from how often it is right",
+    "brier_score": "squared distance between the probabilities of all labels and the truth, 0 to 2",
+    "paper_e1": "one name is like a real label at a threshold of zero: any list passes",
+    "paper_e2": "a name is 80 % like the truth, so that another number of one syndrome passes",
+    "paper_e3": "the same of the first name",
+    "paper_coverage": "share of the names that are 80 % like one at the top of the teacher's ranking",
+    "paper_avoidance": "share of the bottom of the teacher's ranking that is unlike its top; the answer plays no part",
+    "paper_car": "coverage and avoidance in one number, record by record",
 }
 """What a metric measures, to finish the sentence that its title begins."""
 

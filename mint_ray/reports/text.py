@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -69,6 +70,15 @@ def render_markdown(summary: RunSummary) -> str:
     if summary.notes:
         lines += [*(f"- {escape(note)}" for note in summary.notes), ""]
     return "\n".join([*lines, RESEARCH_USE, ""])
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
+    """The lines of a Markdown table; all but the first `words` columns hold numbers."""
+    return [
+        "| " + " | ".join(map(escape, headings)) + " |",
+        "|" + "---|" * words + "---:|" * (len(headings) - words),
+        *("| " + " | ".join(map(escape, row)) + " |" for row in rows),
+    ]
 
 
 def escape(text: str) -> str:

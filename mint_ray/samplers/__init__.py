@@ -17,6 +17,7 @@ from mint_ray.samplers.lists import (
     Sampler,
     Split,
     TopBottom,
+    Truth,
     Uniform,
     difficulty,
 )
@@ -25,7 +26,7 @@ from mint_ray.samplers.on_policy import OnPolicy
 from mint_ray.samplers.tied import Confusion, Sibling, count_confusions, to_affinity
 
 AnySampler = Annotated[
-    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy | Mixture,
+    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy | Mixture | Truth,
     Field(discriminator="kind"),
 ]
 
@@ -46,6 +47,7 @@ __all__ = [
     "Sibling",
     "Split",
     "TopBottom",
+    "Truth",
     "Uniform",
     "count_confusions",
     "difficulty",

@@ -105,6 +105,11 @@ class Sampler:
                 drawn.append((chosen, rejected))
         return drawn
 
+    @property
+    def draws_at_random(self) -> bool:
+        """Whether another seed gives other pairs."""
+        return False
+
     def rejections(
         self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
     ) -> Iterator[list[str]]:
@@ -184,6 +189,10 @@ class Uniform(Sampler):
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
+    @property
+    def draws_at_random(self) -> bool:
+        return True
+
     def rejections(
         self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
     ) -> Iterator[list[str]]:
@@ -217,6 +226,10 @@ class Permuted(Sampler):
     def least_labels(self) -> int:
         return self.top
 
+    @property
+    def draws_at_random(self) -> bool:
+        return True
+
     def rejections(
         self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
     ) -> Iterator[list[str]]:
@@ -228,6 +241,38 @@ class Permuted(Sampler):
                 order = rng.sample(chosen, len(chosen))
             seen.add(tuple(order))
             yield order
+
+
+@settings
+class Truth(Sampler):
+    """The known true label and no teacher: what the teacher's ranking adds is seen against this.
+
+    `chosen` is the true label and behind it labels drawn evenly from all others, so that lists are as long as anyone's;
+    `rejected` are others again. A record without a known label gives no pair.
+    """
+
+    kind: Literal["truth"] = "truth"
+
+    @property
+    def draws_at_random(self) -> bool:
+        return True
+
+    def draw(self, scores: TeacherScores, truth: str | None, knowledge: Knowledge = NOTHING) -> list[Split]:
+        if truth is None:
+            return []
+        rng = self.stream(scores.record_id)
+        if len(scores.labels) < self.least_labels:
+            return []
+        # by id: the teacher's order must not be in the draw
+        others = sorted(label for label in scores.labels if label != truth)
+        behind = rng.sample(others, self.top - 1)
+        chosen, left = [truth, *behind], [label for label in others if label not in behind]
+        drawn: list[Split] = []
+        for _ in range(self.pairs_per_record):
+            rejected = rng.sample(left, self.rejected_length)
+            if (chosen, rejected) not in drawn:
+                drawn.append((chosen, rejected))
+        return drawn
 
 
 def difficulty(scores: TeacherScores, chosen: Sequence[str], rejected: Sequence[str]) -> float:

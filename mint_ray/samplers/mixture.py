@@ -86,6 +86,10 @@ class Mixture(Sampler):
     def students(self) -> frozenset[str | None]:
         return frozenset().union(*(sampler.students for sampler in self.samplers))
 
+    @property
+    def draws_at_random(self) -> bool:
+        return True
+
     def for_record(self, record_id: str) -> Sampler:
         # a stream apart from the members': which is drawn must not tell what it draws
         rng = random.Random(f"{self.seed}:mixture:{record_id}")

@@ -35,6 +35,10 @@ class Tied(Sampler):
         if self.temperature < 0:
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
+    @property
+    def draws_at_random(self) -> bool:
+        return self.temperature > 0
+
     def ties(self, knowledge: Knowledge) -> Affinity:
         """Of what is known, the ties that this sampler reads."""
         raise NotImplementedError

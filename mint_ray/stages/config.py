@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mint_ray.loading import settings
 from mint_ray.retrievers.config import Retrieval
 from mint_ray.samplers import AnySampler, Hard
@@ -94,6 +96,9 @@ class Pair:
 
     sampler: AnySampler = Hard()
     gate: Gate = Gate()
+    control: Literal["swapped", "relabelled"] | None = None
+    """Spoil the pairs on purpose, to see what a method makes of nothing: `swapped` exchanges chosen and rejected for a
+    random half of the records, `relabelled` gives every label the name of another, always the same one."""
 
 
 @settings

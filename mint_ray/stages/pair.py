@@ -6,8 +6,9 @@ import dataclasses
 import gc
 import importlib.metadata
 import logging
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, zip_longest
 from typing import Any
 
@@ -142,6 +143,24 @@ def check_lengths(config: Pair, labels: int) -> None:
         )
 
 
+def is_swapped(record_id: str, seed: int = 0) -> bool:
+    """Whether the control `swapped` exchanges chosen and rejected of a record: of half of them, drawn by their ids."""
+    return random.Random(f"{seed}:swapped:{record_id}").random() < 0.5
+
+
+def rename_labels(label_ids: Sequence[str]) -> dict[str, str]:
+    """Which label the control `relabelled` puts in the place of each: always the same, and never the label itself.
+
+    Raises UserError if there is only one.
+    """
+    order = sorted(label_ids)
+    if len(order) < 2:
+        raise UserError(f"pair.control: relabelled needs two labels to exchange, got {len(order)}")
+    random.Random("relabelled").shuffle(order)
+    # along one ring through all labels, so that none keeps its name
+    return dict(zip(order, [*order[1:], order[0]], strict=True))
+
+
 def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
     """At most `count` pairs to train on, as far apart as the table allows; always the same ones."""
     files = pairs.table_files("train")
@@ -199,6 +218,9 @@ class PairingActor:
     ) -> None:
         self.artifact, self.records, self.scores, self.answers = artifact, records, scores, answers
         self.sampler: AnySampler = config.sampler
+        self.control = config.control
+        ids = [label.label_id for label in labels]
+        self.renamed = rename_labels(ids) if config.control == "relabelled" else dict(zip(ids, ids, strict=True))
         self.task = build_task(task, labels, config.sampler.top)
         self.knowledge = knowledge
         self.pairs_per_part = pairs_per_part
@@ -272,20 +294,23 @@ class PairingActor:
             counts["labels_filled"] += sum(filled)
         if not drawn:
             return []
+        if self.control == "swapped" and is_swapped(record.record_id, sampler.seed):
+            drawn = [(rejected, chosen) for chosen, rejected in drawn]
+        renamed = self.renamed
         prompt = self.task.prompt(record)
         span = note_span(prompt, self.task.note(record))
         score = dict(zip(scores.labels, scores.scores, strict=True))
         return [
             PreferencePair(
                 prompt=prompt,
-                chosen=[Message(role="assistant", content=self.task.answer(chosen))],
-                rejected=[Message(role="assistant", content=self.task.answer(rejected))],
+                chosen=[Message(role="assistant", content=self.task.answer([renamed[label] for label in chosen]))],
+                rejected=[Message(role="assistant", content=self.task.answer([renamed[label] for label in rejected]))],
                 record_id=record.record_id,
                 split=record.split,
                 teacher=scores.teacher,
-                sampler=sampler.kind,
-                chosen_labels=chosen,
-                rejected_labels=rejected,
+                sampler=f"{sampler.kind}, {self.control}" if self.control else sampler.kind,
+                chosen_labels=[renamed[label] for label in chosen],
+                rejected_labels=[renamed[label] for label in rejected],
                 chosen_scores=[score[label] for label in chosen],
                 rejected_scores=[score[label] for label in rejected],
                 difficulty=difficulty(scores, chosen, rejected),

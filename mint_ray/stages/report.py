@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
@@ -48,7 +49,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     asked = build_task(task, labels, length)
     name = {label.label_id: label.name for label in labels}
     before, after = per_label(base, truth), per_label(aligned, truth)
-    outcome = json.loads(storage.read_bytes(done["train"].file_uri("outcome.json")))
+    outcome = read_outcome(done["train"])
     said = {row.record_id: row.text for row in base}
     source = from_data(Prepare, prepare.manifest.config["prepare"]).source
     settings = from_data(Evaluate, evaluate.manifest.config["evaluate"])
@@ -85,7 +86,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         ],
         notes=[
             f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
-            *_source_notes(source),
+            *source_notes(source),
             *asked.notes(),
         ],
         seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
@@ -95,7 +96,14 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     )
 
 
-def _source_notes(source: AnySource) -> list[str]:
+def read_outcome(train: Artifact) -> dict[str, Any]:
+    """What training leaves beside the student: `log_history`, `counts` and `metrics`."""
+    outcome: dict[str, Any] = json.loads(storage.read_bytes(train.file_uri("outcome.json")))
+    return outcome
+
+
+def source_notes(source: AnySource) -> list[str]:
+    """What a reader must know of where the records come from."""
     if isinstance(source, Hpo):
         return [
             "The patients are drawn from the annotations that the ontology teacher reads, so it is near perfect on "

@@ -252,8 +252,16 @@ def test_nothing_hangs_over_the_edge_of_the_screen(tmp_path: Path, width: int) -
         examples=[Example(record_id=long, prompt=long, truth=long, base=long, aligned=long)],
         methods={**SUMMARY.methods, "a method with a name of many words in it": estimates(0.2)},
     )
-    inside = html.escape(render_html(wide).replace("<details>", "<details open>"))
-    outside = tmp_path / "outside.html"
+    scroll, client, high = lay_out(render_html(wide).replace("<details>", "<details open>"), width, tmp_path)
+    assert client > width - 30
+    assert high > 1000, "the page was laid out"
+    assert scroll <= client
+
+
+def lay_out(page: str, width: int, folder: Path) -> tuple[int, int, int]:
+    """How far the page would scroll sideways, how wide and how high it is, in a browser of that width."""
+    inside = html.escape(page)
+    outside = folder / "outside.html"
     # a frame has the width that it is given; a browser's window has one below which it will not go
     outside.write_text(
         f'<iframe id="f" style="border:0;width:{width}px;height:900px" srcdoc="{inside}"></iframe><p id="out"></p>'
@@ -265,13 +273,11 @@ def test_nothing_hangs_over_the_edge_of_the_screen(tmp_path: Path, width: int) -
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=15000", "--window-size=1400,1000"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=15000", "--window-size=1400,1000"]
     done = subprocess.run(
         [*command, "--dump-dom", outside.as_uri()], capture_output=True, text=True, check=True, timeout=120
     )
     found = re.search(r"scroll (\d+) client (\d+) high (\d+)", done.stdout)
     assert found is not None, done.stdout[-500:]
     scroll, client, high = map(int, found.groups())
-    assert client > width - 30
-    assert high > 1000, "the page was laid out"
-    assert scroll <= client
+    return scroll, client, high

@@ -23,6 +23,7 @@ from mint_ray.samplers import (
     Share,
     Sibling,
     TopBottom,
+    Truth,
     Uniform,
     difficulty,
 )
@@ -163,6 +164,7 @@ MEMBERS = (
             OnPolicy(),
             OnPolicy(within=3),
             Permuted(),
+            Truth(),
         ]
     ),
     record_id=st.one_of(st.text(max_size=4), st.sampled_from("0123456789")),
@@ -187,5 +189,61 @@ def test_lists_are_disjoint_of_equal_length_and_of_the_task(
         assert set(chosen) == set(rejected) if permuted else not set(chosen) & set(rejected)
         assert set(chosen + rejected) <= set(LABELS)
         assert 0 <= difficulty(scores, chosen, rejected) <= 1
-        if first and truth:
+        if truth and (first or isinstance(sampler, Truth)):
             assert chosen[0] == truth
+
+
+def test_the_truth_is_told_without_the_teacher() -> None:
+    sampler = Truth(top=3, bottom=2, seed=4)
+    [(chosen, rejected)] = sampler.draw(SCORES, LABELS[5])
+    assert chosen[0] == LABELS[5]
+    assert (len(chosen), len(rejected), len({*chosen, *rejected})) == (3, 2, 5)
+    turned = dataclasses.replace(SCORES, labels=SCORES.labels[::-1])
+    assert sampler.draw(turned, LABELS[5]) == [(chosen, rejected)], "another ranking changes nothing"
+    assert any(
+        dataclasses.replace(sampler, seed=seed).draw(SCORES, LABELS[5]) != [(chosen, rejected)] for seed in (5, 6)
+    )
+
+
+def test_without_a_known_truth_or_enough_labels_there_is_no_pair_of_it() -> None:
+    assert Truth(top=3).draw(SCORES, None) == []
+    few = dataclasses.replace(SCORES, labels=LABELS[:5], scores=SCORES.scores[:5])
+    assert Truth(top=3).draw(few, LABELS[0]) == []
+
+
+def test_what_follows_the_truth_is_drawn_evenly() -> None:
+    counts = Counter(
+        label
+        for number in range(1100)
+        for chosen, _ in Truth(top=2).draw(dataclasses.replace(SCORES, record_id=f"r{number}"), LABELS[0])
+        for label in chosen[1:]
+    )
+    assert set(counts) == set(LABELS[1:])
+    # eleven labels, a hundred draws each: four standard deviations are 38
+    assert all(abs(count - 100) < 40 for count in counts.values())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "at_random"),
+    [
+        (Hard(), False),
+        (TopBottom(), False),
+        (Margin(), False),
+        (Confusion(), False),
+        (Sibling(), False),
+        (Confusion(temperature=0.5), True),
+        (Uniform(), True),
+        (Permuted(), True),
+        (Truth(), True),
+        (Mixture(members=MEMBERS), True),
+    ],
+)
+def test_a_sampler_says_whether_its_seed_matters(sampler: Sampler, at_random: bool) -> None:
+    assert sampler.draws_at_random == at_random
+    drawn = []
+    for seed in range(5):
+        seeded = dataclasses.replace(sampler, seed=seed, top=2)
+        drawn.append(
+            [seeded.draw(dataclasses.replace(SCORES, record_id=f"{n}"), LABELS[0], KNOWLEDGE) for n in range(9)]
+        )
+    assert any(pairs != drawn[0] for pairs in drawn) == at_random

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part, verify
-from mint_ray.loading import UserError
+from mint_ray.loading import UserError, dump, from_data
 from mint_ray.records import (
     Label,
     Message,
@@ -30,6 +30,7 @@ from mint_ray.samplers import (
     Permuted,
     Share,
     Sibling,
+    Truth,
     Uniform,
     difficulty,
     to_affinity,
@@ -44,6 +45,8 @@ from mint_ray.stages.pair import (
     describe_pair,
     draw_pairs,
     find_siblings,
+    is_swapped,
+    rename_labels,
     sample_pairs,
 )
 from mint_ray.tasks import build_task
@@ -219,6 +222,67 @@ def test_a_record_without_which_there_are_scores_is_named(ray_cluster: None, tmp
     inputs = write_inputs(tmp_path, [*RECORDS[:3], *RECORDS[4:]], list(RANKINGS.values()))
     with pytest.raises(UserError, match=r"prepare-\w+: record 'r03': has scores, but is not there$"):
         draw(tmp_path, Hard(top=2), inputs)
+
+
+def control(
+    root: Path, inputs: tuple[Artifact, Artifact], control: str | None, sampler: AnySampler
+) -> list[PreferencePair]:
+    """The pairs of all parts of the scores, drawn here."""
+    artifact = open_artifact(str(root), "pair", {"control": control}, {})
+    config = from_data(Pair, {**dump(Pair(sampler=sampler)), "control": control})
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), 100)
+    parts = enumerate(file.path for file in inputs[1].table_files("scores"))
+    made = [actor._work(ScoresPart(number=number, path=path, near=[])) for number, path in parts]
+    return [pair for part in made for pairs in read_pairs(artifact, part.files) for pair in pairs]
+
+
+def test_the_control_swapped_exchanges_both_sides_of_half_of_the_records(
+    tmp_path: Path, inputs: tuple[Artifact, Artifact]
+) -> None:
+    straight = control(tmp_path, inputs, None, Hard(top=2, pairs_per_record=2))
+    swapped = control(tmp_path, inputs, "swapped", Hard(top=2, pairs_per_record=2))
+    turned = {pair.record_id for pair in straight if is_swapped(pair.record_id)}
+    assert 0 < len(turned) < len({pair.record_id for pair in straight})
+    for before, after in zip(straight, swapped, strict=True):
+        one, other = before, after
+        if before.record_id in turned:
+            assert (one.chosen, one.chosen_labels, one.chosen_scores) == (
+                other.rejected, other.rejected_labels, other.rejected_scores
+            )  # fmt: skip
+            assert (one.rejected, one.rejected_labels) == (other.chosen, other.chosen_labels)
+        else:
+            assert (one.chosen, one.rejected) == (other.chosen, other.rejected)
+        assert other.sampler == "hard, swapped"
+        assert one.prompt == other.prompt
+
+
+def test_half_of_many_records_are_swapped_by_their_ids_alone() -> None:
+    share = sum(is_swapped(f"r{number}") for number in range(4000)) / 4000
+    assert abs(share - 0.5) < 0.035
+    assert [is_swapped(f"r{n}", seed=1) for n in range(99)] != [is_swapped(f"r{n}") for n in range(99)]
+
+
+@pytest.mark.parametrize("sampler", [Hard(top=2, truth_first=True), Truth(top=2)])
+def test_the_control_relabelled_gives_every_label_anothers_name(
+    tmp_path: Path, inputs: tuple[Artifact, Artifact], sampler: AnySampler
+) -> None:
+    straight, renamed = (control(tmp_path, inputs, how, sampler) for how in (None, "relabelled"))
+    new = rename_labels(IDS)
+    assert sorted(new) == sorted(new.values()) == sorted(IDS)
+    assert all(label != other for label, other in new.items())
+    assert rename_labels(IDS[::-1]) == new
+    task = build_task(RareDisease(), LABELS, 2)
+    for before, after in zip(straight, renamed, strict=True):
+        assert after.chosen_labels == [new[label] for label in before.chosen_labels]
+        assert after.rejected_labels == [new[label] for label in before.rejected_labels]
+        assert after.chosen[0].content == task.answer(after.chosen_labels)
+        assert after.chosen_scores == before.chosen_scores
+        assert after.sampler == f"{sampler.kind}, relabelled"
+
+
+def test_one_label_cannot_be_renamed() -> None:
+    with pytest.raises(UserError, match=r"^pair\.control: relabelled needs two labels"):
+        rename_labels(["OMIM:1"])
 
 
 def work(root: Path, inputs: tuple[Artifact, Artifact], pairs_per_part: int) -> tuple[Artifact, PairsPart]:

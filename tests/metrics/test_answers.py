@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mint_ray.metrics import METRICS, Estimate, LabelCount, Moved, measure, moved, per_label
+from mint_ray.metrics import (
+    METRICS,
+    Estimate,
+    LabelCount,
+    Moved,
+    count_confused,
+    measure,
+    measure_runs,
+    moved,
+    per_label,
+)
 from mint_ray.records import Prediction
 
 RANKING = ["a", "b", "c", "d", "e", "f"]
@@ -45,14 +55,17 @@ def test_metrics_equal_a_hand_computation() -> None:
         {
             "top_1_accuracy": 1 / 4,
             "top_10_accuracy": 2 / 4,
+            "mean_reciprocal_rank": (1 + 1 / 2 + 0 + 0) / 4,
+            "macro_top_1_accuracy": (1 / 2 + 0 + 0) / 3,  # a is the truth twice, b and d once
             "hallucination_free_accuracy": 2 / 4,
+            "hallucination_rate": (0 + 1 + 1 + 0) / (2 + 4 + 1 + 3),  # what names nothing is one made-up item
             "coverage": coverage,
             "avoidance": avoidance,
             "car": 2 * coverage * avoidance / (coverage + avoidance),
             "readable": 3 / 4,
         }
     )
-    assert list(found) == list(METRICS)
+    assert list(found) == [name for name in METRICS if name not in ("expected_calibration_error", "brier_score")]
 
 
 def test_car_weighs_coverage_and_avoidance_as_the_paper_does() -> None:
@@ -78,11 +91,14 @@ def test_repeated_names_use_up_places_of_the_first_ten() -> None:
 def test_an_answer_that_names_nothing_earns_nothing(silent: Prediction) -> None:
     found = values([silent], {"1": "a"})
     assert found.pop("readable") == (silent.reason is None)
+    assert found.pop("hallucination_rate") == 1
     assert set(found.values()) == {0.0}
 
 
 def test_an_unreadable_answer_earns_nothing_from_labels_it_carries() -> None:
-    assert set(values([answer("1", "a", reason="cut_off")], {"1": "a"}).values()) == {0.0}
+    found = values([answer("1", "a", reason="cut_off")], {"1": "a"})
+    assert found.pop("hallucination_rate") == 1
+    assert set(found.values()) == {0.0}
 
 
 def test_records_the_teacher_did_not_rank_stay_out_of_coverage_only() -> None:
@@ -201,3 +217,76 @@ def test_moved_counts_each_record_in_one_cell() -> None:
     after = [answer("1", "b", "a"), answer("2", "a"), answer("3", "b"), answer("4"), answer("5", "a")]
     assert moved(before, after, truth) == Moved(kept=1, gained=2, lost=1, neither=1)
     assert moved(before, after, truth, first=1) == Moved(kept=0, gained=2, lost=1, neither=2)
+
+
+def ranked(record_id: str, **scores: float) -> Prediction:
+    return Prediction(
+        record_id=record_id, method="student, ranked", labels=list(scores), text="", scores=list(scores.values())
+    )
+
+
+def test_calibration_equals_a_hand_computation() -> None:
+    predictions = [
+        ranked("1", a=0.7, b=0.2, c=0.1),  # right
+        ranked("2", b=0.72, a=0.18, c=0.1),  # wrong; in one bin with the first
+        ranked("3", c=0.5, a=0.3, b=0.2),  # right
+        answer("4", reason="empty"),
+    ]
+    found = values(predictions, {"1": "a", "2": "a", "3": "c", "4": "a"}, top=1, bottom=1, teacher={})
+    # bins: (0.7, right) and (0.72, wrong); (0.5, right); the silent one puts nothing on anything
+    assert found["expected_calibration_error"] == pytest.approx((abs(1 - 0.7 + 0 - 0.72) + abs(1 - 0.5)) / 4)
+    brier = [0.3**2 + 0.2**2 + 0.1**2, 0.82**2 + 0.72**2 + 0.1**2, 0.5**2 + 0.3**2 + 0.2**2, 1.0]
+    assert found["brier_score"] == pytest.approx(sum(brier) / 4)
+    assert found["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 + 0) / 4)
+
+
+def test_a_perfect_and_certain_ranking_has_no_error_of_calibration() -> None:
+    found = values([ranked("1", a=1.0, b=0.0)], {"1": "a"}, teacher={})
+    assert (found["expected_calibration_error"], found["brier_score"]) == (0, 0)
+
+
+def test_a_ranking_of_all_labels_counts_as_a_list_as_long_as_anyones() -> None:
+    whole = ranked("1", c=0.4, a=0.3, b=0.2, f=0.05, e=0.04, d=0.01)
+    found = values([whole], {"1": "b"})
+    assert found["top_10_accuracy"] == 0, "b stands behind the first two"
+    assert (found["coverage"], found["avoidance"]) == (1 / 2, 1)
+    assert found["mean_reciprocal_rank"] == pytest.approx(1 / 3)
+
+
+def test_scores_that_do_not_go_with_the_labels_are_refused_by_name() -> None:
+    broken = Prediction(record_id="1", method="m", labels=["a", "b"], text="", scores=[1.0])
+    with pytest.raises(ValueError, match="'1': 1 scores for 2 labels"):
+        values([broken], {"1": "a"})
+
+
+def test_several_runs_are_measured_by_their_mean_with_both_variations() -> None:
+    truth = {str(number): "a" for number in range(100)}
+    group = {key: key for key in truth}
+    good, bad = [answer(key, "a") for key in truth], [answer(key, "b") for key in truth]
+    settings = {"truth": truth, "teacher": {}, "group": group, "top": 1, "bottom": 1}
+    both = measure_runs([good, bad], **settings)["top_1_accuracy"]  # type: ignore[arg-type]
+    # drawing two of two runs gives 0, 1/2, 1/2 or 1, whatever groups are drawn
+    assert both == Estimate(0.5, 0.0, 1.0)
+    assert measure_runs([good, good], **settings)["top_1_accuracy"] == Estimate(1, 1, 1)  # type: ignore[arg-type]
+    half = [answer(key, "a" if int(key) % 2 else "b") for key in truth]
+    assert measure_runs([half], **settings) == measure(half, **settings)  # type: ignore[arg-type]
+    same = measure_runs([half, half], **settings)["top_1_accuracy"]  # type: ignore[arg-type]
+    assert same == measure(half, **settings)["top_1_accuracy"]  # type: ignore[arg-type]
+
+
+def test_a_row_that_is_missing_from_one_run_is_named() -> None:
+    truth = {"1": "a", "2": "a"}
+    with pytest.raises(ValueError, match="'2' has no prediction"):
+        measure_runs(
+            [[answer("1", "a"), answer("2", "a")], [answer("1", "a")]],
+            truth=truth, teacher={}, group={"1": "g", "2": "h"}, top=1, bottom=1,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="no runs"):
+        measure_runs([], truth=truth, teacher={}, group={}, top=1, bottom=1)
+
+
+def test_labels_that_are_confused_are_counted_over_all_runs() -> None:
+    truth = {"1": "a", "2": "a", "3": "b"}
+    first = [answer("1", "b", "a"), answer("2", "a"), answer("3", "")]
+    second = [answer("1", "b"), answer("2", "b"), answer("3", reason="empty")]
+    assert count_confused([first, second], truth) == {("a", "b"): 3}
