@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mint_ray.loading import settings
+from mint_ray.loading import dump, from_data, settings
+from mint_ray.search import Sweep
 from mint_ray.stages.config import Evaluate, Fit, Pair, Prepare, Score, Train
 from mint_ray.tasks.config import AnyTask
 
@@ -22,3 +23,15 @@ class PipelineConfig:
     pair: Pair = Pair()
     train: Train
     evaluate: Evaluate = Evaluate()
+
+
+@settings
+class SweepConfig(PipelineConfig):
+    """A run and what may vary in it; what the spec itself says is the default that the sweep is measured against."""
+
+    sweep: Sweep
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """The run without its sweep."""
+        return from_data(PipelineConfig, {key: value for key, value in dump(self).items() if key != "sweep"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mint_ray.loading import settings
 from mint_ray.samplers import AnySampler, Hard
 from mint_ray.sources.config import AnySource
@@ -128,6 +130,8 @@ class EvaluateResources:
 class Evaluate:
     """How base and aligned student are compared on the test split."""
 
+    split: Literal["validation", "test"] = "test"
+    """Whose records are asked; a sweep compares its trials on `validation`, so that `test` stays unseen."""
     generation: Generation = Generation()
     confidence: float = 0.95
     """Level of the bootstrap intervals."""

@@ -48,14 +48,14 @@ def evaluate_student(
     scores: Artifact,
     student: Artifact,
 ) -> Artifact:
-    """Table `predictions` (every method, every test record) and `metrics.json`."""
+    """Table `predictions` (every method, every record of the split) and `metrics.json`."""
     lengths = {"top": sampler.top, "bottom": sampler.rejected_length}
     inputs = {"records": records.name, "scores": scores.name, "student": student.name}
     settings = {"evaluate": dump(config), "task": dump(task), "lists": lengths}
     artifact = open_artifact(root, "evaluate", settings, inputs)
     if artifact.is_complete:
         return artifact
-    held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
+    held_out = [record for record in records.rows(Record, "records") if record.split == config.split]
     with artifact.write() as draft:
         predictions = {
             method: _by_teacher(scores.rows(TeacherScores, table), held_out, method, sampler.top)
@@ -65,7 +65,9 @@ def evaluate_student(
         for method, adapter in ((BASE, None), (ALIGNED, student)):
             answers = answer_records(root, config, task, sampler.top, records, settings_of_student, adapter)
             predictions[method] = answers.rows(Prediction, "answers")
-        rankings = {row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == "test"}
+        rankings = {
+            row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == config.split
+        }
         for method, rows in predictions.items():
             measured = measure(
                 rows,
@@ -96,11 +98,12 @@ def answer_records(
     student: Student,
     adapter: Artifact | None,
 ) -> Artifact:
-    """Table `answers` of one student on the test records; kept apart, so that the base student answers once."""
+    """Table `answers` of one student on the records of the split; kept apart, so that the base student answers once."""
     inputs = {"records": records.name, "student": adapter.name if adapter else student_revision(student)}
     settings = {
         # not its LoRA settings: they are in the adapter's name, and the base student has none
         "student": {"model_id": student.model_id, "revision": student.revision, "dtype": student.dtype},
+        "split": config.split,
         "generation": dump(config.generation),
         "task": dump(task),
         "length": length,
@@ -110,7 +113,7 @@ def answer_records(
         return artifact
     asked = build_task(task, records.rows(Label, "labels"), length)
     with artifact.write() as draft:
-        held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
+        held_out = [record for record in records.rows(Record, "records") if record.split == config.split]
         questions = [Question(record_id=record.record_id, prompt=asked.prompt(record)) for record in held_out]
         progress = Progress(f"answer ({ALIGNED if adapter else BASE})", len(questions), "records")
         arguments = (student, config, adapter)
