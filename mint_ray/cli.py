@@ -67,7 +67,7 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
     @click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
     @click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
     def command(log_file: Path | None, as_json: bool, show: int = 0, **given: Any) -> None:
-        config = _load(**given)
+        config: PipelineConfig = _load(**given)
         log_to(log_file or _log_file(config.root))
 
         from mint_ray.pipeline import run_pipeline
@@ -89,6 +89,46 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
 
 for _verb, (_last, _summary) in VERBS.items():
     _add_stage(_verb, _last, _summary)
+
+
+def _check_trials(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not (value.removeprefix("+").isdecimal() and int(value)):
+        raise click.BadParameter(f"got {value!r}; expected a number such as 36, or +20")
+    return value
+
+
+@cli.command()
+@_takes_spec
+@click.option(
+    "--trials", metavar="[+]N", callback=_check_trials, help="Trials in all, or with + so many more than the spec says."
+)
+@click.option("--log-file", type=click.Path(path_type=Path), help="Log file (default: mint-ray.log in the root).")
+@click.option("--json", "as_json", is_flag=True, help="Make the last line of standard output one JSON object.")
+def sweep(trials: str | None, log_file: Path | None, as_json: bool, **given: Any) -> None:
+    """Find the best spec: try what `sweep.space` of SPEC allows, and run the best on the test split.
+
+    The same command goes on with a sweep that was cut off. Exit code 1 if a trial raised.
+    """
+    from mint_ray import storage
+    from mint_ray.config import SweepConfig
+
+    more = int(trials[1:]) if trials and trials.startswith("+") else 0
+    if trials and not more:
+        given["overrides"] += (f"sweep.trials={trials}",)
+    config: SweepConfig = _load(**given, cls=SweepConfig)
+    log_to(log_file or _log_file(config.root))
+
+    from mint_ray.sweep.run import run_sweep
+
+    outcome = run_sweep(config, more)
+    click.echo(storage.read_bytes(outcome.report.file_uri("table.txt")).decode())
+    click.echo(f"best spec: {outcome.report.file_uri('best.yaml')}")
+    click.echo(f"report: {outcome.report.file_uri('report.html')}")
+    if as_json:
+        told = {"study": outcome.study, "winner": outcome.winner, "trials": outcome.trials}
+        click.echo(json.dumps({"report": outcome.report.uri, **told}))
+    if outcome.failed:
+        sys.exit(1)
 
 
 @cli.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from mint_ray.loading import settings
+from mint_ray.loading import dump, from_data, settings
+from mint_ray.search import Sweep
 from mint_ray.stages.config import Evaluate, Fit, Pair, Prepare, Score, Train
 from mint_ray.tasks.config import AnyTask
 
@@ -58,3 +59,15 @@ class ComparisonConfig(PipelineConfig):
             raise ValueError(f"reference must be one of {', '.join(self.methods)}, got {self.reference!r}")
         if not 0 < self.max_similarity <= 1:
             raise ValueError(f"max_similarity must lie above 0 and up to 1, got {self.max_similarity}")
+
+
+@settings
+class SweepConfig(PipelineConfig):
+    """A run and what may vary in it; what the spec itself says is the default that the sweep is measured against."""
+
+    sweep: Sweep
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """The run without its sweep."""
+        return from_data(PipelineConfig, {key: value for key, value in dump(self).items() if key != "sweep"})

@@ -22,7 +22,7 @@ from mint_ray.stages.report import write_report
 from mint_ray.stages.retrieval import check_retrieval
 from mint_ray.stages.score import score_records
 from mint_ray.stages.tokenize import tokenize_pairs
-from mint_ray.stages.train import train_student
+from mint_ray.stages.train import OnEvaluation, train_student
 from mint_ray.students import check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
@@ -46,14 +46,16 @@ STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
 }
 
 
-def run_pipeline(config: PipelineConfig, last: str = "report") -> Done:
+def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: OnEvaluation | None = None) -> Done:
     """Run every stage up to `last` in order; a stage whose artifact is complete is not run again.
 
-    Raises UserError for what the user can mend, before any model is loaded.
+    `on_evaluation` is told of every validation during training, as `train_student` says. Raises UserError for what the
+    user can mend, before any model is loaded.
     """
     check_pipeline(config)
     done: Done = {}
-    for stage, run in STAGES.items():
+    stages = STAGES | {"train": lambda c, done: train_student(c.root, c.train, done["tokenize"], on_evaluation)}
+    for stage, run in stages.items():
         started = time.monotonic()
         done[stage] = run(config, done)
         logger.info("%s: %s (%.1f s)", stage, done[stage].uri, time.monotonic() - started)

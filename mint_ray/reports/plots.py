@@ -86,9 +86,9 @@ def draw_forest(methods: Mapping[str, Mapping[str, Estimate]], metrics: Sequence
         axes.set_yticks(range(len(rows)), [_wrap(name) for name in rows])
         axes.tick_params(axis="y", length=0)
         _share_axis(axes)
-        _legend(axes)
+        add_legend(axes)
 
-    return _render(draw, height=1.1 + 0.5 * len(rows), title=title)
+    return render_figure(draw, height=1.1 + 0.5 * len(rows), title=title)
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
@@ -108,9 +108,9 @@ def draw_history(history: Sequence[Mapping[str, Any]], key: str, title: str) -> 
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        _legend(axes)
+        add_legend(axes)
 
-    return _render(draw, height=2.9, title=title)
+    return render_figure(draw, height=2.9, title=title)
 
 
 def draw_labels(labels: Sequence[LabelHits], title: str) -> str:
@@ -134,9 +134,9 @@ def draw_labels(labels: Sequence[LabelHits], title: str) -> str:
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks([])
         _share_axis(axes)
-        _legend(axes)
+        add_legend(axes)
 
-    return _render(draw, height=1.0 + 0.5 * len(labels), title=title)
+    return render_figure(draw, height=1.0 + 0.5 * len(labels), title=title)
 
 
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -166,11 +166,11 @@ def _share_axis(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2, fontsize=9)
 
 
-def _render(draw: Callable[[Axes], None], height: float, title: str) -> str:
+def render_figure(draw: Callable[[Axes], None], height: float, title: str) -> str:
     """The figure as one `<svg>` element without dates, metadata or ids of its own that two plots would share."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         # a name in a script that this font lacks is still text: the reader's own font draws it

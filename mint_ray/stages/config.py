@@ -163,6 +163,8 @@ METRIC_SECTIONS = ("retrieval", "general")
 class Evaluate:
     """How base and aligned student are compared on the test split."""
 
+    split: Literal["validation", "test"] = "test"
+    """Whose records are asked; a sweep compares its trials on `validation`, so that `test` stays unseen."""
     generation: Generation = Generation()
     retrieval: Retrieval | None = None
     """Let both students answer once more with passages to read ahead of each note, as methods of their own."""

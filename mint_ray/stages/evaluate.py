@@ -112,14 +112,14 @@ def evaluate_student(
     scores: Artifact,
     student: Artifact,
 ) -> Artifact:
-    """Table `predictions` (every method, every test record) and `metrics.json`."""
+    """Table `predictions` (every method, every record of the split) and `metrics.json`."""
     lengths = {"top": sampler.top, "bottom": sampler.rejected_length}
     inputs = {"records": records.name, "scores": scores.name, "student": student.name}
     settings = {"evaluate": dump(config), "task": dump(task), "lists": lengths}
     artifact = open_artifact(root, "evaluate", settings, inputs)
     if artifact.is_complete:
         return artifact
-    held_out = [record for record in records.rows(Record, "records") if record.split == "test"]
+    held_out = [record for record in records.rows(Record, "records") if record.split == config.split]
     with artifact.write() as draft:
         predictions = {
             method: _by_teacher(scores.rows(TeacherScores, table), held_out, method, sampler.top)
@@ -128,15 +128,18 @@ def evaluate_student(
         settings_of_student = from_data(Train, student.manifest.config["train"]).student
         students: list[tuple[str, Artifact | None]] = [(BASE, None), (ALIGNED, student)]
         asked = (task, sampler.top, records, settings_of_student)
+        splits = (config.split,)
         passages: dict[str, Artifact] = {}
         if config.retrieval is not None:
             passages = {name: choose_passages(root, config, *asked, adapter) for name, adapter in students}
         for mode in config.generation.modes:
             for name, adapter in students:
                 for reading, ahead in (("", None), *([(WITH_PASSAGES, passages[name])] if passages else [])):
-                    answers = answer_records(root, config, *asked, adapter, mode=mode, passages=ahead)
+                    answers = answer_records(root, config, *asked, adapter, mode=mode, splits=splits, passages=ahead)
                     predictions[f"{name}{reading}{SUFFIX[mode]}"] = answers.rows(Prediction, "answers")
-        rankings = {row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == "test"}
+        rankings = {
+            row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == config.split
+        }
         for method, rows in predictions.items():
             measured = measure(
                 # a ranking too is judged by as many labels as the others name

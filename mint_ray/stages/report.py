@@ -40,7 +40,8 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     """Everything the report shows, read from manifests, predictions and the training log."""
     prepare, evaluate = done["prepare"], done["evaluate"]
     labels = prepare.rows(Label, "labels")
-    held_out = {row.record_id: row for row in prepare.rows(Record, "records") if row.split == "test"}
+    settings = from_data(Evaluate, evaluate.manifest.config["evaluate"])
+    held_out = {row.record_id: row for row in prepare.rows(Record, "records") if row.split == settings.split}
     truth = {record_id: row.label_id or "" for record_id, row in held_out.items()}
     predictions = evaluate.rows(Prediction, "predictions")
     base = [row for row in predictions if row.method == BASE]
@@ -52,7 +53,6 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     outcome = read_outcome(done["train"])
     said = {row.record_id: row.text for row in base}
     source = from_data(Prepare, prepare.manifest.config["prepare"]).source
-    settings = from_data(Evaluate, evaluate.manifest.config["evaluate"])
     return RunSummary(
         title=title,
         methods={

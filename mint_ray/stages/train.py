@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,19 +46,26 @@ logger = logging.getLogger("mint_ray")
 
 ADAPTER, OUTCOME, TENSORBOARD = "adapter", "outcome.json", "tensorboard"
 
+OnEvaluation = Callable[[str, int, dict[str, float]], None]
+"""Takes the name of the run below `RUNS`, the step, and the metrics under their names in the log (`eval_loss`)."""
 
-def train_student(root: str, config: Train, tokens: Artifact) -> Artifact:
+
+def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnEvaluation | None = None) -> Artifact:
     """Folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with every logged step.
 
     A run that was cut off goes on from its last checkpoint when the same config is run again, also on another number
-    of workers.
+    of workers. `on_evaluation` is called once for each validation, in order of steps, in a thread of this process:
+    those of earlier attempts too, all at once where the student is trained already.
     """
     inputs = {"tokens": tokens.name, "student": student_revision(config.student)}
     artifact = open_artifact(root, "train", {"train": dump(config)}, inputs)
+    listener = _Listener(artifact.name, on_evaluation)
     if artifact.is_complete:
+        if on_evaluation is not None:
+            listener.hear_all(json.loads(storage.read_bytes(artifact.file_uri(OUTCOME)))["log_history"])
         return artifact
     connect()
-    with artifact.write() as draft, _progress() as queue:
+    with artifact.write() as draft, _progress(listener) as queue:
         filesystem, place = storage.resolve(storage.join(storage.absolute(root), RUNS))
         resources = config.resources
         result = _fit(
@@ -93,6 +100,8 @@ def train_student(root: str, config: Train, tokens: Artifact) -> Artifact:
         draft.write_text(OUTCOME, json.dumps(outcome, indent=1))
         draft.counts.update(outcome["counts"])
         draft.metrics.update(outcome["metrics"])
+    # what the last messages of the workers may have missed
+    listener.hear_all(outcome["log_history"])
     storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
     logger.info("train: %s", ", ".join(f"{name} {value}" for name, value in outcome["metrics"].items()))
     return artifact
@@ -174,10 +183,21 @@ class Reporter(TrainerCallback):
     def __init__(self, queue: Queue | None) -> None:
         self.queue = queue
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # of a run that goes on from a checkpoint: the driver of that time may have died before it was told
+        self._tell([row for row in state.log_history if _is_evaluation(row)], state)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        self._tell([{**metrics, "step": state.global_step}], state)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.queue is not None:
             logged = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
-            self.queue.put((state.global_step, state.max_steps, logged))
+            self.queue.put((state.global_step, state.max_steps, logged, []))
+
+    def _tell(self, evaluations: list[dict[str, float]], state: Any) -> None:
+        if self.queue is not None and evaluations:
+            self.queue.put((state.global_step, state.max_steps, None, evaluations))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = None
@@ -228,22 +248,49 @@ def _copy_tensorboard(place: Path, folder: Path) -> None:
         shutil.copytree(place / TENSORBOARD, folder / TENSORBOARD)
 
 
+class _Listener:
+    """Passes validations on, each once, however often workers that were started again tell of them."""
+
+    def __init__(self, run_name: str, on_evaluation: OnEvaluation | None) -> None:
+        self.run_name, self.on_evaluation = run_name, on_evaluation
+        self.last_step = 0
+
+    def hear_all(self, rows: list[dict[str, float]]) -> None:
+        for row in rows:
+            if self.on_evaluation is not None and _is_evaluation(row) and row["step"] > self.last_step:
+                self.last_step = int(row["step"])
+                self.on_evaluation(self.run_name, self.last_step, row)
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    return "eval_loss" in row
+
+
 @contextmanager
-def _progress() -> Iterator[Queue]:
-    """A queue that workers fill with (step, steps, loss), told as progress lines by a thread of the driver."""
+def _progress(listener: _Listener) -> Iterator[Queue]:
+    """A queue that workers fill with (step, steps, loss, validations), told by a thread of the driver.
+
+    Raises what the listener raised.
+    """
     # beside the driver, so that no machine of the workers takes it along when it is lost
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
+    raised: list[Exception] = []
 
     def tell() -> None:
         progress: Progress | None = None
         while not done.is_set():
             try:
-                step, steps, loss = queue.get(timeout=1.0)
+                step, steps, loss, evaluations = queue.get(timeout=1.0)
             except Empty:
                 continue
             progress = progress or Progress("train", steps, "steps")
             progress.reach(step, "" if loss is None else f"loss {loss:.3f}")
+            if not raised:
+                try:
+                    listener.hear_all(evaluations)
+                except Exception as error:
+                    raised.append(error)
 
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
@@ -253,3 +300,5 @@ def _progress() -> Iterator[Queue]:
         done.set()
         thread.join()
         queue.shutdown()
+    if raised:
+        raise raised[0]
