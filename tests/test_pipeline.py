@@ -150,6 +150,36 @@ def test_samplers_over_the_same_scores_ask_the_teacher_once(spec: Path, first: d
     assert done.stdout.count("CHOSEN") == done.stdout.count("difficulty") == 3
 
 
+def test_modes_are_methods_of_their_own_and_students_answer_for_the_sampler(spec: Path, first: dict[str, Any]) -> None:
+    members = (
+        f"{{sampler: {{kind: on_policy}}}}, {{sampler: {{kind: on_policy, student: {first['artifacts']['train']}}}}}"
+    )
+    found = outcome(
+        "run", str(spec), f"pair.sampler={{kind: mixture, top: 2, members: [{members}]}}", "train.trainer.max_steps=1",
+        "evaluate.generation.modes=[free, constrained, rank]", "--root", str(spec.parent / "out"),
+    )  # fmt: skip
+    changed = [stage for stage in STAGES if found["artifacts"][stage] != first["artifacts"][stage]]
+    assert changed == ["pair", "tokenize", "train", "evaluate", "report"]
+    pairs = read_manifest(found["artifacts"]["pair"])
+    answers = {key: name for key, name in pairs.inputs.items() if key.startswith("answers of ")}
+    assert set(answers) == {"answers of the base student", f"answers of {first['artifacts']['train']}"}
+    rows = read_manifest(found["artifacts"]["prepare"]).counts
+    for name in answers.values():
+        asked = read_manifest(str(spec.parent / "out" / name))
+        assert asked.counts["answers"] == rows["records_train"] + rows["records_validation"]
+        assert asked.config["generation"] == {"mode": "rank", "normalise": "sum"}
+    # every label is ranked, and ten of eight are answers: the teacher's ranks are not needed
+    assert pairs.counts["labels_filled"] == 0
+    students = [
+        f"{who}{how}" for how in ("", ", constrained", ", ranked") for who in ("base student", "aligned student")
+    ]
+    assert list(found["metrics"]) == ["teacher", "teacher without face", *students]
+    assert found["metrics"]["base student"] == first["metrics"]["base student"]
+    for method in students[2:]:
+        for metric in ("readable", "hallucination_free_accuracy"):
+            assert found["metrics"][method][metric] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
