@@ -87,6 +87,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         notes=[
             f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
             *source_notes(source),
+            *_section_notes(evaluate.manifest.metrics),
             *asked.notes(),
         ],
         seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
@@ -94,6 +95,24 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         config={stage: artifact.manifest.config for stage, artifact in done.items()},
         versions=evaluate.manifest.versions,
     )
+
+
+def _section_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """What `evaluate` found beside the methods' answers, a sentence for each student."""
+    notes = []
+    for method, measured in metrics.get("retrieval", {}).items():
+        found, shown = measured["retrieved"], measured["shown"]
+        if found:
+            notes.append(
+                f"Of {found['records']} records that have a document of their true label, it was found for "
+                f"{found['recall']:.1%} and shown to the {method.split(' with ')[0]} for {shown['recall']:.1%}."
+            )
+    for method, tasks in metrics.get("general", {}).items():
+        values = [
+            f"{task} {name} {value['value']:.3f}" for task, found in tasks.items() for name, value in found.items()
+        ]
+        notes.append(f"Beside the task, the {method} reaches {', '.join(values)}.")
+    return notes
 
 
 def read_outcome(train: Artifact) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def test_what_was_answered_before_a_run_was_cut_off_is_not_asked_again(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "RECORDS_PER_PART", PER_PART)
+    write_records(tmp_path)
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Artifact, "_publish", die)
         ask(tmp_path, student, "rank", ("train", "validation"))

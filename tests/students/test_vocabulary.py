@@ -184,13 +184,14 @@ def test_what_is_ranked_is_the_first_name_as_it_stands_in_an_answer(student: Stu
 
 
 def test_an_answer_and_a_rank_are_the_same_in_any_batch(student: Student) -> None:
-    asked = generator(student, answers_of(LABELS, 3))
+    asked = generator(student, answers_of(LABELS, 3), max_new_tokens=12)
     chosen, ranked = asked.choose(PROMPTS), asked.rank(PROMPTS)
     assert asked.choose(PROMPTS[::-1]) == chosen[::-1]
     assert [asked.choose([prompt])[0] for prompt in PROMPTS] == chosen
     assert [asked.rank([prompt])[0] for prompt in PROMPTS] == ranked
     # and free answers stay what they were when names have been ranked
-    assert asked.generate(PROMPTS) == StudentGenerator(student, Generation()).generate(PROMPTS)
+    free = StudentGenerator(student, Generation(max_new_tokens=12))
+    assert asked.generate(PROMPTS) == free.generate(PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +204,14 @@ def real() -> list[Label]:
 
 def test_a_student_that_knows_nothing_names_real_diseases_only(student: Student, real: list[Label]) -> None:
     task = build_task(RareDisease(), real, 3)
-    texts = generator(student, answers_of(real, 3)).choose(PROMPTS)
+    texts = generator(student, answers_of(real, 3)).choose(PROMPTS[:2])
     for text in texts:
         read = task.parse(text)
         assert read.reason is None
         assert len(set(read.labels)) == 3
         assert set(read.labels) <= {label.label_id for label in real}
-    free = StudentGenerator(student, Generation(max_new_tokens=40)).generate(PROMPTS)
+    # as it stands it names none
+    free = StudentGenerator(student, Generation(max_new_tokens=40)).generate(PROMPTS[:2])
     assert not any(any(task.parse(text).labels) for text in free)
 
 
