@@ -59,7 +59,7 @@ class Vocabulary:
             self.turn, self.turn_ids = "", []
         self.following = functools.lru_cache(maxsize=LISTS_KEPT)(self._following)
         self.first_lines = self._following(())
-        self.opening = shared_prefix([line.ids[: line.known - 1] for line in self.first_lines])
+        self.opening = shared_prefix([line.ids[: max(line.known - 1, 0)] for line in self.first_lines])
         """What every answer begins with."""
 
     @functools.cached_property
