@@ -152,6 +152,9 @@ def describe_pair(pair: PreferencePair) -> str:
     """A pair as a person reads it: the prompt, the answers side by side, the labels with the teacher's scores."""
     hardness = "" if pair.difficulty is None else f", difficulty {pair.difficulty:.2f}"
     prompt = [f"[{message.role}] {message.content}" for message in pair.prompt]
+    if pair.image_uri is not None:
+        first = next((i for i, message in enumerate(pair.prompt) if message.role == "user"), len(prompt))
+        prompt.insert(first, f"[image] {pair.image_uri}")
     chosen, rejected = (
         "\n".join(message.content for message in answer).splitlines() for answer in (pair.chosen, pair.rejected)
     )
@@ -222,6 +225,9 @@ class PairingActor:
                 if scores.status == "failed":
                     dropped["teacher_failed"] += 1
                     continue
+                if self.task.shows_image and record.image_uri is None:
+                    dropped["no_image"] += 1
+                    continue
                 pairs = self._pairs_of(record, scores)
                 if pairs:
                     yield pairs
@@ -250,6 +256,7 @@ class PairingActor:
                 chosen_scores=[score[label] for label in chosen],
                 rejected_scores=[score[label] for label in rejected],
                 difficulty=difficulty(scores, chosen, rejected),
+                image_uri=record.image_uri if self.task.shows_image else None,
                 note_span=span,
             )
             for chosen, rejected in drawn
@@ -301,6 +308,8 @@ def read_records(
 
 def note_span(prompt: list[Message], note: str) -> list[int] | None:
     """Where the last message of the prompt holds the note word for word: [start, end) in characters, or None."""
+    if not note:
+        return None
     start = prompt[-1].content.find(note)
     return None if start < 0 else [start, start + len(note)]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from mint_ray.records import Label, Message, Record
-from mint_ray.tasks.config import AnyTask
+from mint_ray.tasks.config import AnyTask, ImageLabel, RareDisease, TissueType
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Task(Protocol):
 
     labels: tuple[Label, ...]
     modalities: tuple[str, ...]
+    shows_image: bool
+    """Whether the student sees the record's image, ahead of the first user message."""
 
     def note(self, record: Record) -> str:
-        """What the student may know of the record."""
+        """What the student may read of the record; "" where it reads nothing."""
 
     def prompt(self, record: Record) -> list[Message]:
-        """The conversation up to the student's answer; its last message holds the note word for word."""
+        """The conversation up to the student's answer; its last message holds the note word for word, if any."""
 
     def answer(self, label_ids: Sequence[str]) -> str:
         """The answer that lists these labels in order. Raises KeyError for an id that is no label."""
@@ -52,14 +54,31 @@ class Task(Protocol):
 
 def build_task(config: AnyTask, labels: Sequence[Label], length: int) -> Task:
     """The task over `labels`, asking for lists of `length`. Raises UserError if two labels share a name."""
-    from mint_ray.tasks.rare_disease import RareDiseaseTask
+    match config:
+        case RareDisease():
+            from mint_ray.tasks.rare_disease import RareDiseaseTask
 
-    return RareDiseaseTask(config, labels, length)
+            return RareDiseaseTask(config, labels, length)
+        case ImageLabel() | TissueType():
+            from mint_ray.tasks.image_label import ImageLabelTask
+
+            return ImageLabelTask(config, labels, length)
+        case _:
+            assert_never(config)
 
 
 def make_labels(names: Mapping[str, Sequence[str]], config: AnyTask) -> list[Label]:
-    """Labels in the order of `names` (the first name of each is the preferred one), with all synonyms that tell
-    one label from the others. Raises UserError for a synonym file that cannot be read or two labels of one name."""
-    from mint_ray.tasks import names as naming
+    """The labels that `names` has (the first name of each is the preferred one), with all synonyms that tell one label
+    from the others; for an image, in the order and by the names of its settings. Raises UserError for a synonym file
+    that cannot be read, a label that the settings do not name, or two labels of one name."""
+    match config:
+        case RareDisease():
+            from mint_ray.tasks.names import name_diseases
 
-    return naming.make_labels(names, config)
+            return name_diseases(names, config)
+        case ImageLabel() | TissueType():
+            from mint_ray.tasks.image_label import name_labels
+
+            return name_labels(names, config)
+        case _:
+            assert_never(config)

@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from mint_ray.loading import UserError
 from mint_ray.ontology import Ontology, load_ontology, read_annotations
 from mint_ray.records import Label
 from mint_ray.tasks.config import RareDisease
+from mint_ray.tasks.lists import index_names, without_accents
 
 SHORT_NAME = 6
 """Up to this length a name in capitals is an abbreviation, which must stand in the note as written to count as told:
@@ -38,7 +38,7 @@ NUMBER = r"(?:type\s+)?(?:\d+[a-z]{0,2}|[ivx]+[a-z]?|[a-z])"
 """A trailing number: `5`, `1A`, `type IV`, `type B`."""
 
 
-def make_labels(names: Mapping[str, Sequence[str]], config: RareDisease) -> list[Label]:
+def name_diseases(names: Mapping[str, Sequence[str]], config: RareDisease) -> list[Label]:
     """See `mint_ray.tasks.make_labels`."""
     more = _annotated_names()
     given = _read_synonyms(config.synonyms) if config.synonyms else {}
@@ -61,7 +61,7 @@ def make_labels(names: Mapping[str, Sequence[str]], config: RareDisease) -> list
         (_, preferred), *others = found.items()
         synonyms = [name for key, name in others if len(owners[key]) == 1]
         labels.append(Label(label_id=label_id, name=preferred, synonyms=synonyms))
-    index_names(labels)  # two labels of one name are an error here, not in training
+    index_names(labels, normalise)  # two labels of one name are an error here, not in training
     return labels
 
 
@@ -69,8 +69,7 @@ def make_labels(names: Mapping[str, Sequence[str]], config: RareDisease) -> list
 def normalise(name: str) -> str:
     """The name with case, accents, punctuation, spaces, possessives, roman numerals and the word `type` before a number
     folded: `Neurofibromatosis, Type I` and `neurofibromatosis 1` are the same, `Noonan syndrome 1` and `5` are not."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", name.casefold()) if not unicodedata.combining(c))
-    words = re.findall(r"[^\W_]+", re.sub(r"(?<=\w)['’]s\b", "", plain))
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=\w)['’]s\b", "", without_accents(name)))
     folded = [ROMAN.get(word) or re.sub(r"^(i{1,3}|iv|vi{0,3}|ix)(?=[ab]$)", _arabic, word) for word in words]
     return " ".join(
         word
@@ -106,17 +105,6 @@ def inverted(name: str) -> list[str]:
     orders = [front[::-1], front]
     forms = [" ".join([*order, lowered(first), *numbers, *tail]) for order in orders]
     return list(dict.fromkeys(forms))
-
-
-def index_names(labels: Iterable[Label]) -> dict[str, str]:
-    """Label id by normalised name, synonym and id."""
-    by_name: dict[str, str] = {}
-    for label in labels:
-        for name in (label.name, label.label_id, *label.synonyms):
-            key = normalise(name)
-            if by_name.setdefault(key, label.label_id) != label.label_id:
-                raise UserError(f"labels {by_name[key]} and {label.label_id} are both called {name!r}")
-    return by_name
 
 
 def is_abbreviation(name: str) -> bool:

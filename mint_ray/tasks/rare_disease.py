@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mint_ray.ontology import FACE, load_ontology
 from mint_ray.records import Label, Message, Phenotype, Record
 from mint_ray.tasks import Answer
 from mint_ray.tasks.config import RareDisease
-from mint_ray.tasks.names import GENERIC, head, index_names, is_abbreviation, lowered, normalise
+from mint_ray.tasks.lists import index_names, read_list, write_list, write_request
+from mint_ray.tasks.names import GENERIC, head, is_abbreviation, lowered, normalise
 
 SYSTEM = "You are a genetic counsellor. Keep to the answer format."
 HEADER = "POTENTIAL_DISEASES:"
 
 ADULT_YEARS = 18
-NUMBERED = re.compile(r"^\W*(\d{1,3})\s*[.):]\s*(.*)$")
-QUOTES = {"'": "'", '"': '"', "`": "`", "‘": "’", "“": "”", "«": "»", "’": "’", "”": "”"}  # fmt: skip
 OWN_ID = re.compile(r"\s*[(\[]\s*((?:OMIM|MIM|ORPHA|MONDO)\W*\d+)\s*[)\]]\s*$", re.IGNORECASE)
 
 
@@ -25,6 +24,7 @@ class RareDiseaseTask:
     """The student reads sex, age and findings outside the face; facial findings stand in for a photograph."""
 
     modalities: tuple[str, ...] = ("face", "body")
+    shows_image = False
 
     def __init__(self, config: RareDisease, labels: Sequence[Label], length: int) -> None:
         if length < 1:
@@ -33,7 +33,7 @@ class RareDiseaseTask:
         self.labels: tuple[Label, ...] = tuple(labels)
         self.length = length
         self._by_id = {label.label_id: label for label in labels}
-        self._by_name = index_names(labels)
+        self._by_name = index_names(labels, normalise)
         self._ontology = load_ontology()
 
     def note(self, record: Record) -> str:
@@ -52,27 +52,16 @@ class RareDiseaseTask:
 
     def prompt(self, record: Record) -> list[Message]:
         what = "Name the most likely disease" if self.length == 1 else f"List the {self.length} most likely diseases"
-        skeleton = "\n".join(f"{number}. ''" for number in range(1, self.length + 1))
-        request = f"{what}, best first, exactly as:\n{HEADER}\n{skeleton}"
         return [
             Message(role="system", content=SYSTEM),
-            Message(role="user", content=f"{self.note(record)}\n\n{request}"),
+            Message(role="user", content=f"{self.note(record)}\n\n{write_request(what, HEADER, self.length)}"),
         ]
 
     def answer(self, label_ids: Sequence[str]) -> str:
-        names = [self._by_id[label_id].name for label_id in label_ids]
-        return "\n".join([HEADER, *(f"{number}. '{name}'" for number, name in enumerate(names, start=1))])
+        return write_list(HEADER, [self._by_id[label_id].name for label_id in label_ids])
 
     def parse(self, text: str) -> Answer:
-        if not text.strip():
-            return Answer(reason="empty")
-        names = list(_listed(text))
-        if not names:
-            return Answer(reason="no_list")
-        if len(names) > self.length:
-            # a longer list has more chances to be right than were asked for
-            return Answer(reason="too_many")
-        return Answer(labels=[self._match(name) for name in names], names=names)
+        return read_list(text, HEADER, self.length, self._match)
 
     def leak(self, record: Record) -> str | None:
         if record.label_id not in self._by_id:
@@ -144,28 +133,6 @@ class RareDiseaseTask:
         # a name with another disease's number after it names neither
         same = re.sub(r"\D", "", own_id[1]) == re.sub(r"\D", "", label_id)
         return label_id if same else ""
-
-
-def _listed(text: str) -> Iterator[str]:
-    """The names of the first numbered list, after the header if there is one."""
-    parts = re.split(r"potential[ _]diseases\W*?:", text, flags=re.IGNORECASE)
-    for line in (parts[1] if len(parts) > 1 else parts[0]).splitlines():
-        if match := NUMBERED.match(line.strip()):
-            yield _unquoted(match[2].strip())
-
-
-def _unquoted(entry: str) -> str:
-    """The quoted name an entry opens with, or else the entry without emphasis and a closing full stop."""
-    entry = entry.strip("*_ ").rstrip(".,; ")
-    closing = QUOTES.get(entry[:1])
-    if closing is None:
-        return entry
-    inside = entry[1:]
-    if inside.endswith(closing):
-        return inside[:-1].strip()
-    # an apostrophe inside the name is followed by a letter, a closing quote is not
-    end = re.search(rf"{re.escape(closing)}(?!\w)", inside)
-    return (inside[: end.start()] if end else inside).strip()
 
 
 def _patient(record: Record) -> str:

@@ -53,8 +53,8 @@ def tokenize_pairs(
     tokens. It is then dropped with all its pairs, or its note is cut behind the last word that lets it fit; prompts of
     one record stay equal, and instructions and answers whole.
 
-    Raises UserError naming the record for an empty answer, one that repeats the prompt, or a record whose pairs do not
-    follow each other or differ in their prompts.
+    Raises UserError naming the record for an image, an empty answer, one that repeats the prompt, or a record whose
+    pairs do not follow each other or differ in their prompts.
     """
     examples: list[Example] = []
     tally = Tally()
@@ -87,6 +87,8 @@ def _by_record(rows: Iterable[PreferencePair]) -> Iterator[tuple[str, list[Prefe
         for pair in pairs:
             if pair.prompt != pairs[0].prompt or pair.note_span != pairs[0].note_span:
                 raise UserError(f"record {record_id!r}: its pairs differ in their prompts")
+            if pair.image_uri is not None:
+                raise UserError(f"record {record_id!r}: its pairs carry an image, and the student reads text alone")
             for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
                 if not any(message.content.strip() for message in answer):
                     raise UserError(f"record {record_id!r}: {name} is empty")

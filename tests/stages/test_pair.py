@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from pathlib import Path
@@ -46,7 +47,7 @@ from mint_ray.stages.pair import (
     sample_pairs,
 )
 from mint_ray.tasks import build_task
-from mint_ray.tasks.config import RareDisease
+from mint_ray.tasks.config import ImageLabel, NamedLabel, RareDisease
 
 pytestmark = pytest.mark.ray
 
@@ -258,6 +259,25 @@ def test_the_span_of_a_pair_is_the_note_of_its_task(tmp_path: Path, inputs: tupl
         assert pair.prompt[-1].content[stop:].startswith("\n\nList the 2 most likely")
 
 
+def test_pairs_carry_the_image_where_the_student_is_shown_it(tmp_path: Path) -> None:
+    seen = [dataclasses.replace(record, image_uri=f"{record.record_id}.jpg") for record in RECORDS]
+    inputs = write_inputs(tmp_path, [*seen[:3], *RECORDS[3:]], list(RANKINGS.values()))
+    named = tuple(NamedLabel(label_id=label.label_id, name=label.name) for label in LABELS)
+    for task, expected in (
+        (ImageLabel(names=named), {"r00": "r00.jpg", "r01": "r01.jpg", "r02": "r02.jpg"}),
+        (ImageLabel(names=named, told=("sex",), shows_image=False), dict.fromkeys(["r00", "r01", "r02", "r03", "r05"])),
+    ):
+        artifact = open_artifact(str(tmp_path), "pair", {"shows_image": task.shows_image}, {})
+        config = Pair(sampler=Hard(top=2))
+        actor = PairingActor(artifact, config, task, LABELS, *inputs, Knowledge(), pairs_per_part=9)
+        made = actor._work(ScoresPart(number=0, path="scores/part-00000.parquet", near=["records/part-00000.parquet"]))
+        pairs = [pair for part in read_pairs(artifact, made.files) for pair in part]
+        assert {pair.record_id: pair.image_uri for pair in pairs} == expected
+        assert made.dropped == ({"no_image": 2} if task.shows_image else {})
+        spans = {pair.record_id: pair.note_span for pair in pairs}
+        assert set(map(str, spans.values())) == ({"None"} if task.shows_image else {"[0, 9]"})
+
+
 def test_without_validation_there_is_its_table_and_no_confusion(ray_cluster: None, tmp_path: Path) -> None:
     train = [record for record in RECORDS if record.split == "train"]
     inputs = write_inputs(tmp_path, train, [RANKINGS[record.record_id] for record in train])
@@ -334,3 +354,5 @@ def test_a_pair_is_told_with_its_answers_side_by_side() -> None:
         "  0.7500  OMIM:1  |   -0.2500  OMIM:3",
         "  0.5000  OMIM:2  |",
     ]
+    seen = describe_pair(dataclasses.replace(pair, image_uri="images/r7.jpg")).splitlines()
+    assert seen[1:4] == ["[system] Answer.", "[image] images/r7.jpg", "[user] A boy."]

@@ -159,3 +159,9 @@ def test_a_record_whose_pairs_are_scattered_or_differ_in_their_prompts_is_refuse
         tokenize_pairs([a, b, a], tiny_tokenizer(), max_length=64)
     with pytest.raises(UserError, match="'a': its pairs differ in their prompts"):
         tokenize_pairs([a, to_pair("a", "Another.", "Noonan", "Rett")], tiny_tokenizer(), max_length=64)
+
+
+def test_a_pair_with_an_image_is_refused() -> None:
+    pair = dataclasses.replace(to_pair("case-7", "Which?", "1. Rett", "1. Marfan"), image_uri="x.jpg")
+    with pytest.raises(UserError, match="'case-7': its pairs carry an image, and the student reads text alone"):
+        tokenize_pairs([pair], tiny_tokenizer(), 512)
