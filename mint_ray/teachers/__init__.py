@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never, runtime_checkable
 
 from mint_ray.records import Label, Record, TeacherScores
-from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Generative, Imported, Ontology, Table
 
 if TYPE_CHECKING:
     from mint_ray.images import Frame, Seen
@@ -73,6 +73,10 @@ def build_teacher(config: AnyTeacher) -> Teacher:
             from mint_ray.teachers.generative import GenerativeTeacher
 
             return GenerativeTeacher(config)
+        case Clip():
+            from mint_ray.teachers.clip import ClipTeacher
+
+            return ClipTeacher(config)
         case Imported():
             from mint_ray.teachers.imported import ImportedTeacher
 

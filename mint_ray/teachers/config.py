@@ -63,13 +63,74 @@ class Generative:
     """What the model computes in."""
 
     def __post_init__(self) -> None:
-        for name in PLACEHOLDER.findall(self.prompt):
-            if name not in ("text", "findings", "absent") and not re.fullmatch(r"fields\.\w+", name):
-                raise ValueError(f"prompt: {{{name}}} is no part of a record; known: text, findings, absent, fields.*")
-        if not PLACEHOLDER.search(self.prompt):
-            raise ValueError("prompt: holds nothing of the record; known: {text}, {findings}, {absent}, {fields.*}")
-        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
-            raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {self.revision!r}")
+        _check_template("prompt", self.prompt)
+        _check_revision(self.revision)
+
+
+def _check_template(name: str, template: str) -> None:
+    for gap in PLACEHOLDER.findall(template):
+        if gap not in ("text", "findings", "absent") and not re.fullmatch(r"fields\.\w+", gap):
+            raise ValueError(f"{name}: {{{gap}}} is no part of a record; known: text, findings, absent, fields.*")
+    if not PLACEHOLDER.search(template):
+        raise ValueError(
+            f"{name}: holds nothing of the record; known: {{text}}, {{findings}}, {{absent}}, {{fields.*}}"
+        )
+
+
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {revision!r}")
+
+
+@settings
+class Clip:
+    """A model of the CLIP family (CLIP, SigLIP, PLIP), which has one space for images and texts."""
+
+    kind: Literal["clip"] = "clip"
+    model_id: str
+    """Folder of the model in safetensors with its tokenizer and `preprocessor_config.json`, or its id on the Hugging
+    Face Hub, such as `vinid/plip`."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits, so that what was asked stays known; none for a folder."""
+    mode: Literal["zero_shot", "linear_probe"] = "zero_shot"
+    """`zero_shot`: how like an image is to the names of the labels; `linear_probe`: a logistic regression on what the
+    model makes of the training images, in which every label weighs the same."""
+    templates: tuple[str, ...] = ("a photo of {}.",)
+    """What is said of an image that shows a label, `{}` its name; a label is the mean of its name and synonyms in all
+    of them. Of zero_shot."""
+    c: float | None = None
+    """How little the weights of a linear probe are held back, C of LIBLINEAR; null: chosen on the validation split."""
+    text_template: str | None = None
+    """What is read of a record beside its image, as the prompt of `generative`, cut off where the model's text ends;
+    null: nothing."""
+    text_weight: float = 0.5
+    """Weight of what the text says, between 0 and 1, where there is an image too; a record that has one of the two is
+    judged by that."""
+    calibrate: bool = True
+    """Fit a temperature to the labels of the validation split, where there are any."""
+    max_bytes: int = 32_000_000
+    """Largest image file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width of an image."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in."""
+
+    def __post_init__(self) -> None:
+        if not self.templates:
+            raise ValueError("templates must be one or more, got none")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"templates: expected one {{}} for the label's name, got {template!r}")
+        if self.text_template is not None:
+            _check_template("text_template", self.text_template)
+        if not 0 < self.text_weight < 1:
+            raise ValueError(f"text_weight must lie between 0 and 1, got {self.text_weight}")
+        if self.c is not None and not 0 < self.c < math.inf:
+            raise ValueError(f"c must be positive and finite, got {self.c}")
+        for name in ("max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        _check_revision(self.revision)
 
 
 @settings
@@ -126,4 +187,4 @@ class Ensemble:
             raise ValueError("weights are to be learned, yet a member is given one")
 
 
-AnyTeacher = Annotated[Table | Ontology | Generative | Imported | Ensemble, Field(discriminator="kind")]
+AnyTeacher = Annotated[Table | Ontology | Generative | Clip | Imported | Ensemble, Field(discriminator="kind")]

@@ -11,7 +11,8 @@ import torch
 
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.teachers import Teacher, build_teacher
-from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Member, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Generative, Imported, Member, Ontology, Table
+from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student
 
 LABELS = [
@@ -55,6 +56,11 @@ def generative(tmp_path: Path) -> AnyTeacher:
     return Generative(model_id=str(save_tiny_student(tmp_path / "model")), prompt="{findings}, not {absent}. Which?")
 
 
+def clip(tmp_path: Path) -> AnyTeacher:
+    torch.set_num_threads(1)
+    return Clip(model_id=str(save_tiny_clip(tmp_path / "clip")), text_template="{findings}, not {absent}")
+
+
 def ensemble(tmp_path: Path) -> AnyTeacher:
     few = tuple(label.label_id for label in LABELS[:2])
     members = (
@@ -64,7 +70,7 @@ def ensemble(tmp_path: Path) -> AnyTeacher:
     return Ensemble(members=members, weights="learned")
 
 
-@pytest.fixture(params=[ontology, table, imported, generative, ensemble], ids=lambda make: make.__name__)
+@pytest.fixture(params=[ontology, table, imported, generative, clip, ensemble], ids=lambda make: make.__name__)
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
     make: Callable[[Path], AnyTeacher] = request.param
     config = make(tmp_path)
