@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tempfile
@@ -11,11 +12,14 @@ from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Manifest, read_manifest, read_part
+from mint_ray.images import CELL
 from mint_ray.loading import UserError
 from mint_ray.records import Message, PreferencePair, from_table
 
 SPLITS = ("train", "validation")
 DATASET_INFO = "dataset_info.json"
+PLACEHOLDER = "<image>"
+"""Where ms-swift and LLaMA-Factory put an image into a turn."""
 
 
 def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
@@ -32,13 +36,15 @@ def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
         raise UserError(f"{uri}: a {manifest.stage} artifact; only pairs are exported")
     if storage.exists(to) and (found := storage.list_files(to)):
         raise UserError(f"{to}: not empty, it holds {found[0]}")
-    counts = {}
+    counts, seen = {}, False
     with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
         for split in SPLITS:
-            if count := _write_split(uri, manifest, split, FORMATS[form], Path(folder)):
+            count, with_images = _write_split(uri, manifest, split, FORMATS[form], Path(folder))
+            if count:
                 counts[split] = count
+            seen |= with_images
         if form == "llamafactory":
-            (Path(folder) / DATASET_INFO).write_text(json.dumps(_dataset_info(list(counts)), indent=2))
+            (Path(folder) / DATASET_INFO).write_text(json.dumps(_dataset_info(list(counts), seen), indent=2))
         # what tells of the files comes after them
         for path in sorted(Path(folder).iterdir(), key=lambda path: (path.name == DATASET_INFO, path.name)):
             storage.upload(str(path), storage.join(to, path.name))
@@ -46,27 +52,34 @@ def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
 
 
 def to_trl(pair: PreferencePair) -> dict[str, Any]:
-    """TRL's conversational preference columns with an explicit prompt (huggingface.co/docs/trl/dataset_formats)."""
-    return {"prompt": _turns(pair.prompt), "chosen": _turns(pair.chosen), "rejected": _turns(pair.rejected)}
+    """TRL's conversational preference columns with an explicit prompt (huggingface.co/docs/trl/dataset_formats).
+
+    Its collators put `images` ahead of the first user turn themselves.
+    """
+    return {
+        "prompt": _turns(pair.prompt), "chosen": _turns(pair.chosen), "rejected": _turns(pair.rejected), **_images(pair)
+    }  # fmt: skip
 
 
 def to_ms_swift(pair: PreferencePair) -> dict[str, Any]:
     """ms-swift's standard columns: the conversation with the better answer, and the worse one as text.
 
-    swift.readthedocs.io/en/latest/Customization/Custom-dataset.html, "DPO/ORPO/CPO/SimPO/RM".
+    swift.readthedocs.io/en/latest/Customization/Custom-dataset.html, "DPO/ORPO/CPO/SimPO/RM" and "Multimodal".
     """
     return {
-        "messages": [*_turns(pair.prompt), {"role": "assistant", "content": _answer(pair, pair.chosen)}],
+        "messages": [*_turns(_placed(pair)), {"role": "assistant", "content": _answer(pair, pair.chosen)}],
         "rejected_response": _answer(pair, pair.rejected),
+        **_images(pair),
     }
 
 
 def to_llamafactory(pair: PreferencePair) -> dict[str, Any]:
     """LLaMA-Factory's sharegpt preference columns; turns alternate and the last is the human's, or it skips the row.
 
-    github.com/hiyouga/LLaMA-Factory, data/README.md, "Sharegpt Format", "Preference Dataset".
+    github.com/hiyouga/LLaMA-Factory, data/README.md, "Sharegpt Format", "Preference Dataset", "Multimodal Image
+    Dataset".
     """
-    system, turns = _system_apart(pair.prompt)
+    system, turns = _system_apart(_placed(pair))
     # an odd number of turns, the first and the last of them the user's
     if [turn.role for turn in turns] != [("user", "assistant")[number % 2] for number in range(len(turns) | 1)]:
         raise UserError(
@@ -79,6 +92,7 @@ def to_llamafactory(pair: PreferencePair) -> dict[str, Any]:
         "system": system,
         "chosen": {"from": "gpt", "value": _answer(pair, pair.chosen)},
         "rejected": {"from": "gpt", "value": _answer(pair, pair.rejected)},
+        **_images(pair),
     }
 
 
@@ -88,6 +102,8 @@ def to_distilabel(pair: PreferencePair) -> dict[str, Any]:
     `prompt` is the text of the first user turn, `prompt_id` its sha256; both answers stand behind the whole
     conversation (distilabel.argilla.io, components gallery).
     """
+    if pair.image_uri is not None:
+        raise UserError(f"record {pair.record_id!r}: it is shown an image, and distilabel's columns have none")
     asked = next((turn.content for turn in pair.prompt if turn.role == "user"), None)
     if asked is None:
         raise UserError(f"record {pair.record_id!r}: prompt: no user turn")
@@ -110,16 +126,18 @@ FORMATS: dict[str, Callable[[PreferencePair], dict[str, Any]]] = {
 
 def _write_split(
     uri: str, manifest: Manifest, split: str, to_row: Callable[[PreferencePair], dict[str, Any]], folder: Path
-) -> int:
+) -> tuple[int, bool]:
+    """Pairs written, and whether any of them shows an image."""
     # a file without a line is none that a JSON reader takes
     if not any(file.rows for file in manifest.files if file.path.startswith(f"{split}/")):
-        return 0
-    count = 0
+        return 0, False
+    count, seen = 0, False
     with (folder / f"{split}.jsonl").open("w", encoding="utf-8", newline="\n") as lines:
         for pair in _pairs(uri, manifest, split):
             lines.write(json.dumps(to_row(pair), ensure_ascii=False) + "\n")
             count += 1
-    return count
+            seen |= pair.image_uri is not None
+    return count, seen
 
 
 def _pairs(uri: str, manifest: Manifest, split: str) -> Iterator[PreferencePair]:
@@ -128,8 +146,10 @@ def _pairs(uri: str, manifest: Manifest, split: str) -> Iterator[PreferencePair]
             yield from from_table(PreferencePair, read_part(storage.join(uri, file.path)))
 
 
-def _dataset_info(splits: list[str]) -> dict[str, Any]:
+def _dataset_info(splits: list[str], seen: bool) -> dict[str, Any]:
     columns = {"messages": "conversations", "system": "system", "chosen": "chosen", "rejected": "rejected"}
+    if seen:
+        columns["images"] = "images"
     return {
         f"mint_ray_{split}": {
             "file_name": f"{split}.jsonl",
@@ -143,6 +163,31 @@ def _dataset_info(splits: list[str]) -> dict[str, Any]:
 
 def _turns(messages: list[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _images(pair: PreferencePair) -> dict[str, list[str]]:
+    """The column of images, where the pair shows one."""
+    if pair.image_uri is None:
+        return {}
+    if CELL.fullmatch(pair.image_uri):
+        raise UserError(
+            f"record {pair.record_id!r}: its image is a cell of a table, {pair.image_uri}; other trainers read files"
+        )
+    return {"images": [pair.image_uri]}
+
+
+def _placed(pair: PreferencePair) -> list[Message]:
+    """The prompt with a placeholder for the image ahead of the first user turn."""
+    if pair.image_uri is None:
+        return pair.prompt
+    for turn in (*pair.prompt, *pair.chosen, *pair.rejected):
+        if PLACEHOLDER in turn.content:
+            raise UserError(f"record {pair.record_id!r}: its {turn.role} turn says {PLACEHOLDER}, which stands for one")
+    first = next((number for number, turn in enumerate(pair.prompt) if turn.role == "user"), None)
+    if first is None:
+        raise UserError(f"record {pair.record_id!r}: prompt: no user turn to show the image in")
+    shown = dataclasses.replace(pair.prompt[first], content=PLACEHOLDER + pair.prompt[first].content)
+    return [*pair.prompt[:first], shown, *pair.prompt[first + 1 :]]
 
 
 def _answer(pair: PreferencePair, answer: list[Message]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -141,6 +142,69 @@ def test_what_is_written_for_distilabel_is_what_its_own_steps_write(pairs: Artif
         assert [read_as_alignment_handbook(row) for row in rows] == [meant(pair) for pair in expected]
 
 
+SEEN = [
+    dataclasses.replace(make_pair(number, system=number % 2 == 0, turns=1 + number % 2), image_uri=f"images/{number}.jpg")
+    for number in range(4)
+]  # fmt: skip
+
+
+def exported_with_images(form: str, folder: Path) -> list[dict[str, Any]]:
+    artifact = write_pairs(folder, SEEN, [])
+    assert export_pairs(artifact.uri, form, str(folder / "to")) == {"train": 4}
+    return load(folder / "to" / "train.jsonl", folder / "cache")
+
+
+def test_trl_puts_the_image_ahead_of_the_first_user_turn(tmp_path: Path) -> None:
+    from trl.data_utils import prepare_multimodal_messages
+
+    for row, pair in zip(exported_with_images("trl", tmp_path), SEEN, strict=True):
+        assert list(row) == ["prompt", "chosen", "rejected", "images"]
+        blocks = [
+            (turn["role"], block.get("image", block.get("text")))
+            for turn in prepare_multimodal_messages(row["prompt"], images=row["images"])
+            for block in turn["content"]
+        ]
+        assert blocks == with_image(pair)
+
+
+def with_image(pair: PreferencePair) -> list[tuple[str, str | None]]:
+    first = [turn.role for turn in pair.prompt].index("user")
+    blocks: list[tuple[str, str | None]] = [(turn.role, turn.content) for turn in pair.prompt]
+    return [*blocks[:first], ("user", pair.image_uri), *blocks[first:]]
+
+
+def read_placeholders(turns: list[tuple[str, str]], images: list[str]) -> list[tuple[str, str | None]]:
+    """As ms-swift and LLaMA-Factory do: each placeholder takes the next image, and none may be left of either."""
+    blocks: list[tuple[str, str | None]] = []
+    left = list(images)
+    for role, content in turns:
+        before, *rest = content.split("<image>")
+        if before:
+            blocks.append((role, before))
+        for text in rest:
+            blocks += [(role, left.pop(0)), (role, text)]
+    assert left == []
+    return blocks
+
+
+def test_ms_swift_finds_the_image_where_its_placeholder_stands(tmp_path: Path) -> None:
+    for row, pair in zip(exported_with_images("ms-swift", tmp_path), SEEN, strict=True):
+        images = row.pop("images")
+        turns, chosen, rejected = read_as_ms_swift(row)
+        assert read_placeholders(turns, images) == with_image(pair)
+        assert (chosen, rejected) == meant(pair)[1:]
+
+
+def test_llamafactory_finds_the_image_where_its_placeholder_stands(tmp_path: Path) -> None:
+    rows = exported_with_images("llamafactory", tmp_path)
+    info = json.loads((tmp_path / "to" / "dataset_info.json").read_text())
+    columns = info["mint_ray_train"]["columns"]
+    for row, pair in zip(rows, SEEN, strict=True):
+        turns, chosen, rejected = read_as_llamafactory(row, columns)
+        assert read_placeholders(turns, row[columns["images"]]) == with_image(pair)
+        assert (chosen, rejected) == meant(pair)[1:]
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_split_without_pairs_gets_no_file(tmp_path: Path, form: str) -> None:
     artifact = write_pairs(tmp_path, TRAIN, [])
@@ -155,6 +219,14 @@ def test_a_split_without_pairs_gets_no_file(tmp_path: Path, form: str) -> None:
         ("llamafactory", make_pair(3, turns=2, last="assistant"), "record 'r3': prompt: user and assistant must take"),
         ("llamafactory", make_pair(3, last="system"), "the user come last, got system"),
         ("distilabel", make_pair(3, last="assistant"), "record 'r3': prompt: no user turn"),
+        ("distilabel", SEEN[3], "record 'r3': it is shown an image, and distilabel's columns have none"),
+        ("trl", dataclasses.replace(SEEN[3], image_uri="a.parquet#column=image&row=3"), "'r3': its image is a cell"),
+        ("ms-swift", dataclasses.replace(SEEN[3], prompt=SEEN[3].prompt[1:2]), "'r3': prompt: no user turn to show"),
+        (
+            "llamafactory",
+            dataclasses.replace(SEEN[3], chosen=[Message(role="assistant", content="1. '<image>'")]),
+            "record 'r3': its assistant turn says <image>",
+        ),
     ],
 )
 def test_a_pair_that_a_format_cannot_hold_is_named_and_nothing_is_written(

@@ -30,7 +30,9 @@ def make_pair(number: int, split: str) -> PreferencePair:
     )  # fmt: skip
 
 
-def write_pairs(root: str, *, train: int = 3, validation: int = 2, in_place: bool = False, **source: Any) -> Artifact:
+def write_pairs(
+    root: str, *, train: int = 3, validation: int = 2, in_place: bool = False, image: str | None = None, **source: Any
+) -> Artifact:
     """Records, a teacher, its scores and pairs, as the stages leave them; `in_place` as workers write them."""
     source = {"kind": "table", "uri": "s3://me:hunter2@bucket/cases.csv?secret_key=hunter3"} | source
     records = open_artifact(root, "prepare", {"prepare": {"source": source}}, {source["uri"]: "abc123"})
@@ -47,7 +49,7 @@ def write_pairs(root: str, *, train: int = 3, validation: int = 2, in_place: boo
     pairs = open_artifact(root, "pair", {"pair": {"sampler": {"kind": "hard", "top": 1}}}, {"scores": scores.name})
     with pairs.write() as draft:
         for split, count in (("train", train), ("validation", validation)):
-            rows = [make_pair(number, split) for number in range(count)]
+            rows = [dataclasses.replace(make_pair(number, split), image_uri=image) for number in range(count)]
             if in_place:
                 draft.placed.append(pairs.write_part(f"{split}/part-00000.parquet", PreferencePair, rows))
             else:
@@ -97,6 +99,17 @@ def test_the_hub_reads_the_head(tmp_path: Path) -> None:
 
     data = DatasetCard(card(write_pairs(str(tmp_path), license="CC-BY-4.0"))).data
     assert (data.license, data.size_categories, data.task_categories) == ("cc-by-4.0", ["n<1K"], ["text-generation"])
+
+
+def test_the_card_says_that_the_student_sees_an_image_and_where_it_lies(tmp_path: Path) -> None:
+    from huggingface_hub import DatasetCard
+
+    said = "The student sees an image"
+    assert said not in card(write_pairs(str(tmp_path / "read")))
+    seen = card(write_pairs(str(tmp_path / "seen"), image="images/`7`.jpg"))
+    assert DatasetCard(seen).data.task_categories == ["image-text-to-text"]
+    assert said in seen
+    assert "image:\n\n```text\nimages/`7`.jpg\n```" in seen
 
 
 @pytest.mark.parametrize(
