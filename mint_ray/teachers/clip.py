@@ -83,9 +83,10 @@ class ClipTeacher:
             if self.config.calibrate and (sense, "validation") in judged:
                 self._calibrate(sense, *judged[sense, "validation"], counts)
         if probing and not self.probes:
+            left_out = ", ".join(f"{reason} {count:,}" for reason, count in sorted((+dropped).items())) or "none"
             raise UserError(
-                f"mode: linear_probe learns from labelled training records with an image; of {len(records)} records "
-                "there is none"
+                f"mode: linear_probe learns from labelled training records with an image; of {len(records):,} records "
+                f"there is none (left out: {left_out})"
             )
         return FitReport(counts=dict(counts), dropped=dict(+dropped))
 

@@ -269,14 +269,16 @@ def test_a_temperature_makes_the_labels_of_the_validation_split_likelier(clip: P
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([], "mode: linear_probe learns from labelled training records with an image; of 0 records there is none"),
+        ([], "with an image; of 0 records there is none .left out: none"),
+        (["bad"], "with an image; of 1 records there is none .left out: image_unknown_format 1"),
         (["train"], "mode: linear_probe chooses C on labelled validation records with an image; there is none"),
     ],
 )
 def test_a_probe_without_records_to_learn_or_choose_from_is_an_error(
     clip: Path, images: Path, records: list[str], message: str
 ) -> None:
-    cases = [record(1, images / "1.png", label_id="nv", split=split) for split in records]
+    places = {"train": images / "1.png", "bad": images / "bad.png"}
+    cases = [record(1, places[name], label_id="nv", split="train") for name in records]
     with pytest.raises(UserError, match=message):
         fitted(clip, cases, mode="linear_probe")
 
