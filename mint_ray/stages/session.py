@@ -130,7 +130,7 @@ def map_blocks(
             fn_args=(ahead.worker, ahead.arguments),
             num_cpus=ahead.cpus,
             memory=ahead.memory,
-            compute=ray.data.TaskPoolStrategy(size=ahead.tasks),
+            compute=ray.data.TaskPoolStrategy(size=min(ahead.tasks, len(blocks))),
         )
     mapped = dataset.map_batches(work, batch_size=None, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus, **how)
     fewest = actors[0] if actors and ahead else 1
