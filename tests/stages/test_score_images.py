@@ -13,10 +13,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from mint_ray.artifacts import RUNS, Artifact, open_artifact, verify
+from mint_ray.artifacts import RUNS, Artifact, open_artifact, read_part, verify
 from mint_ray.images import Frame
 from mint_ray.loading import UserError
-from mint_ray.records import Label, Record, TeacherScores
+from mint_ray.records import Label, Record, TeacherScores, from_table
 from mint_ray.stages import score as module
 from mint_ray.stages.config import Fit, Score, ScoreResources
 from mint_ray.stages.fit import fit_teacher
@@ -139,6 +139,48 @@ def test_images_are_decoded_for_a_teacher_that_looks_and_for_no_other(tmp_path: 
     assert module.frame_of(looks) == Frame(size=48)
     assert module.frame_of(told_not_to) is None
     assert module.frame_of(reads) is None
+
+
+def work_alone(root: Path, actor: type[TeacherActor], decode: bool, place: str) -> list[TeacherScores]:
+    """The first part, decoded and scored in this process."""
+    records, teacher = write_records(root), write_teacher(root)
+    config = Score(resources=ScoreResources(batch_size=4))
+    artifact = open_artifact(str(root), "score", {"place": place}, {})
+    file = records.table_files("records")[0]
+    part = RecordsPart(table="scores", path="scores/part-00000.parquet", uri=records.file_uri(file.path), without=None)
+    frame = module.frame_of(teacher)
+    assert frame is not None
+    decoded = Decoder(frame, config, RareDisease(), records).work(part) if decode else None
+    actor(artifact, config, RareDisease(), teacher, records).work(part, decoded)
+    return from_table(TeacherScores, read_part(artifact.file_uri(part.path)))
+
+
+def test_who_decodes_changes_no_row(tmp_path: Path) -> None:
+    handed = work_alone(tmp_path, Blind, True, "handed")
+    assert handed == work_alone(tmp_path, TeacherActor, False, "read by the teacher")
+    assert [row.status for row in handed] == ["failed" if n == NO_IMAGE else "ok" for n in range(ROWS_PER_PART)]
+
+
+class Squeamish(TeacherActor):
+    """Its teacher raises at the sight of the third image."""
+
+    def _load(self, artifact: Artifact) -> Any:
+        teacher: Any = super()._load(artifact)
+        look = teacher.teacher.score_seen
+
+        def score_seen(records: Any, images: Any) -> Any:
+            if any(isinstance(image, np.ndarray) and image.mean(axis=(0, 1))[0] == 52 for image in images):
+                raise ValueError("cannot stand the sight")
+            return look(records, images)
+
+        teacher.teacher.score_seen = score_seen
+        return teacher
+
+
+def test_an_image_that_the_teacher_raises_on_fails_its_record_alone(tmp_path: Path) -> None:
+    rows, expected = (work_alone(tmp_path, actor, True, actor.__name__) for actor in (Squeamish, TeacherActor))
+    assert rows[2].reason == "teacher_raised_ValueError"
+    assert rows[:2] + rows[3:] == expected[:2] + expected[3:]
 
 
 class NotesDecoder(Decoder):
