@@ -73,7 +73,19 @@ def read_image(uri: str, frame: Frame) -> Pixels:
     `image_unknown_format`, `image_truncated`, `image_corrupt`; storage that fails raises its own error, for that is no
     fault of the image.
     """
-    return decode_image(_read(uri, frame.max_bytes), frame, uri)
+    return decode_image(read_content(uri, frame.max_bytes), frame, uri)
+
+
+def read_content(uri: str, max_bytes: int) -> bytes:
+    """The encoded image at `uri`. Raises as `read_image` does, for what can be known before decoding."""
+    if cell := CELL.fullmatch(uri):
+        return _read_cell(cell["table"], cell["column"], int(cell["row"]))
+    found = storage.size(uri)
+    if found is None:
+        raise ImageError("image_missing", f"{uri}: no such file")
+    if found > max_bytes:
+        raise ImageError("image_too_many_bytes", f"{uri}: {found:,} bytes, at most {max_bytes:,}")
+    return storage.read_bytes(uri)
 
 
 def decode_image(content: bytes, frame: Frame, name: str) -> Pixels:
@@ -125,17 +137,6 @@ def _fit(image: Image.Image, frame: Frame) -> Pixels:
     return np.array(image, dtype=np.uint8)
 
 
-def _read(uri: str, max_bytes: int) -> bytes:
-    if cell := CELL.fullmatch(uri):
-        return _read_cell(cell["table"], cell["column"], int(cell["row"]))
-    found = storage.size(uri)
-    if found is None:
-        raise ImageError("image_missing", f"{uri}: no such file")
-    if found > max_bytes:
-        raise ImageError("image_too_many_bytes", f"{uri}: {found:,} bytes, at most {max_bytes:,}")
-    return storage.read_bytes(uri)
-
-
 def _read_cell(table: str, column: str, row: int) -> bytes:
     if not storage.exists(table):
         raise ImageError("image_missing", f"{table}: no such file")
@@ -165,4 +166,8 @@ def _read_row_group(table: str, column: str, group: int) -> pa.ChunkedArray:
         file = pq.ParquetFile(stream)
         if column not in file.schema_arrow.names:
             raise UserError(f"{table}: no column {column!r}; found {', '.join(file.schema_arrow.names)}")
+        kind = file.schema_arrow.field(column).type
+        if isinstance(kind, pa.BaseExtensionType):
+            # its values may be made by code of its own, or by unpickling
+            raise UserError(f"{table}: column {column!r}: expected images as bytes, got {kind}")
         return file.read_row_group(group, columns=[column])[column]

@@ -62,15 +62,20 @@ def exists(uri: str) -> bool:
 
 def list_files(uri: str) -> list[str]:
     """Sorted URIs of all files below a folder, or of the file itself. Raises UserError when nothing is there."""
+    return list(file_sizes(uri))
+
+
+def file_sizes(uri: str) -> dict[str, int]:
+    """Bytes of each file that `list_files` finds, in its order."""
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:
         raise UserError(f"{uri}: no such file or folder")
     if info.type == fs.FileType.File:
-        return [uri]
+        return {uri: int(info.size)}
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-    below = sorted(item.path[len(path) :].lstrip("/") for item in found if item.type == fs.FileType.File)
-    return [join(uri, name) for name in below]
+    below = sorted((item.path[len(path) :].lstrip("/"), item.size) for item in found if item.type == fs.FileType.File)
+    return {join(uri, name): int(size) for name, size in below}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where records come from: phenopackets, made-up patients, tables."""
+"""Where records come from: phenopackets, made-up patients, tables, folders of images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from mint_ray.records import Record
-from mint_ray.sources.config import AnySource, Hpo, Phenopackets, Table
+from mint_ray.sources.config import AnySource, Hpo, ImageFolder, Phenopackets, Table
 
 
 @dataclass(frozen=True)
@@ -50,5 +50,9 @@ def build_source(config: AnySource) -> Source:
             from mint_ray.sources.table import TableSource
 
             return TableSource(config)
+        case ImageFolder():
+            from mint_ray.sources.image_folder import ImageFolderSource
+
+            return ImageFolderSource(config)
         case _:
             assert_never(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,7 +18,10 @@ CODED = "fields."
 """Prefix of a coded field in a column mapping: `fields.age`."""
 
 LABEL_NAME = "label_name"
-"""The one column that is not a field of Record: the preferred name of the label."""
+"""A column that is not a field of Record: the preferred name of the label."""
+
+IMAGE = "image"
+"""Another: the images themselves, in a Parquet file."""
 
 
 @settings
@@ -90,13 +94,41 @@ class Table(Terms):
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Column of each field of a record, where their names differ: `{record_id: case, fields.age: age, label_name:
     diagnosis}`; `phenotypes` is a list of HPO ids or one text with `;` between them, `!` or `-` ahead of an absent
-    one."""
+    one. `image_uri` is a path or URI; `image` a column of a Parquet file that holds the images themselves, as bytes or
+    as the struct {bytes, path} of `datasets`."""
+    images: str | None = None
+    """Where the images lie whose paths `image_uri` has: a folder or prefix that each is below, or a URI with `{}` in
+    its place, such as `images/{}.jpg`; null: beside the table, unless it is a whole URI. What lies there is known by
+    its name: an image that is replaced under the same name is not noticed."""
 
     def __post_init__(self) -> None:
-        known = (*FIELDS, LABEL_NAME)
+        known = (*FIELDS, LABEL_NAME, IMAGE)
         for key in self.columns:
             if key not in known and not (key.startswith(CODED) and key != CODED):
                 raise ValueError(f"columns: {key!r} is no field of a record; known: {', '.join(known)}, {CODED}*")
+        if IMAGE in self.columns:
+            if not self.uri.endswith(".parquet"):
+                raise ValueError(f"columns: {IMAGE}: only a .parquet file holds images, got {self.uri!r}")
+            if "image_uri" in self.columns or self.images is not None:
+                raise ValueError(f"columns: {IMAGE}: the images lie in the table, yet image_uri or images is given")
 
 
-AnySource = Annotated[Phenopackets | Hpo | Table, Field(discriminator="kind")]
+@settings
+class ImageFolder(Terms):
+    """Images in folders named by their labels: `label/name.jpg`, or deeper below the label."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    uri: str
+    """The folder of the folders. It is listed whole; for millions of images write a table of their URIs."""
+    group: str | None = None
+    """Regular expression that finds an image's group in its file name, as its first bracket or all that matches, such
+    as `^.{12}` for the patient in names of TCGA; null: each image is a group of its own."""
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.group or "")
+        except re.error as error:
+            raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
+
+
+AnySource = Annotated[Phenopackets | Hpo | Table | ImageFolder, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Read records from the rows of a Parquet, JSONL or CSV file."""
+"""Read records from the rows of a Parquet, JSONL or CSV file, with images by path or in the rows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, TypeGuard
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mint_ray import storage
@@ -20,11 +21,15 @@ from mint_ray.loading import UserError
 from mint_ray.ontology import load_ontology
 from mint_ray.records import SPLITS, Phenotype, Record, Split
 from mint_ray.sources import BadRow
-from mint_ray.sources.config import CODED, FIELDS, LABEL_NAME, Table
+from mint_ray.sources.config import CODED, FIELDS, IMAGE, LABEL_NAME, Table
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 TERM_ID = re.compile(r"\w+:\w+")
 CONTENT = ("text", "phenotypes", "image_uri", "fields")
+LOOKED_FOR = 8
+"""Images whose files are looked for, the first ones: to look for all would take longer than to read the table."""
+MOST_BYTES = 256 << 20
+"""Of images in one row group, which is what is read at a time."""
 
 
 class RowError(ValueError):
@@ -54,7 +59,9 @@ class TableSource:
     def read(self) -> Iterator[Record | BadRow]:
         names: dict[str, Counter[str]] = defaultdict(Counter)
         seen: dict[str, str] = {}
-        for where, row in _rows(self.config.uri, set(self.config.columns.values())):
+        missing: list[str] = []
+        looked_for = 0
+        for where, row in _rows(self.config.uri, self.columns, set(self.config.columns)):
             try:
                 if isinstance(row, RowError):
                     raise row
@@ -66,9 +73,17 @@ class TableSource:
                 yield BadRow(where, error.reason, f"{where}: {error}")
                 continue
             seen[record.record_id] = where
+            if record.image_uri is not None and IMAGE not in self.columns and looked_for < LOOKED_FOR:
+                looked_for += 1
+                if not storage.exists(record.image_uri):
+                    missing.append(record.image_uri)
+                if len(missing) == LOOKED_FOR:
+                    self._tell_missing(missing)
             if record.label_id is not None:
                 names[record.label_id][self._text(row, LABEL_NAME) or record.label_id] += 1
             yield record
+        if missing and len(missing) == looked_for:
+            self._tell_missing(missing)
         self._names = dict(names)
 
     def labels(self) -> dict[str, list[str]]:
@@ -88,12 +103,12 @@ class TableSource:
             split=self._split(row),
             text=self._text(row, "text"),
             phenotypes=self._phenotypes(row),
-            image_uri=self._text(row, "image_uri"),
+            image_uri=self._image_uri(row),
             fields=self._fields(row),
             citations=self._citations(row),
         )
         if not any(getattr(record, name) for name in CONTENT):
-            columns = ", ".join(self.columns[name] for name in CONTENT)
+            columns = ", ".join(self.columns.get(name, name) for name in CONTENT)
             raise RowError("no_content", f"record {record_id!r} has nothing in any of {columns}")
         return record
 
@@ -102,6 +117,25 @@ class TableSource:
         if isinstance(value, list | dict | bytes):
             raise RowError("not_text", f"{self.columns[name]}: expected text, got {value!r}")
         return None if value is None else str(value).strip() or None
+
+    def _image_uri(self, row: dict[str, Any]) -> str | None:
+        """Whole, for a worker on any machine."""
+        if IMAGE in self.columns:
+            return self._text(row, IMAGE)
+        value, images = self._text(row, "image_uri"), self.config.images
+        if value is None or (images is None and ("://" in value or value.startswith("/"))):
+            return value
+        place = storage.absolute(self.config.uri).rpartition("/")[0] if images is None else storage.absolute(images)
+        if "://" in value or value.startswith("/") or ".." in value.split("/"):
+            expected = f"expected a path below {place}, got {value!r}"
+            raise RowError("image_outside", f"{self.columns['image_uri']}: {expected}")
+        return place.replace("{}", value) if "{}" in place else storage.join(place, value)
+
+    def _tell_missing(self, missing: list[str]) -> None:
+        raise UserError(
+            f"{self.config.uri}: {self.columns['image_uri']}: none of the first {len(missing)} images is there, such "
+            f"as {missing[0]}"
+        )
 
     def _split(self, row: dict[str, Any]) -> Split:
         value = self._text(row, "split") or "train"
@@ -161,18 +195,13 @@ def _is_split(value: str) -> TypeGuard[Split]:
     return value in SPLITS
 
 
-def _rows(uri: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+def _rows(uri: str, columns: dict[str, str], mapped: set[str]) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
     """Rows with where they stand; JSONL and CSV line by line, since Arrow refuses a whole file for one bad line."""
+    wanted = {columns[name] for name in mapped}
     try:
         with storage.open_input(uri) as stream:
             if uri.endswith(".parquet"):
-                file = pq.ParquetFile(stream)
-                _check_columns(uri, wanted, file.schema_arrow.names)
-                number = 0
-                for batch in file.iter_batches():
-                    for row in batch.to_pylist():
-                        number += 1
-                        yield f"{uri}:{number}", row
+                yield from _parquet_rows(uri, columns, wanted, pq.ParquetFile(stream))
             elif uri.endswith(".csv"):
                 yield from _csv_rows(uri, wanted, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
             else:
@@ -184,6 +213,114 @@ def _rows(uri: str, wanted: set[str]) -> Iterator[tuple[str, dict[str, Any] | Ro
                         yield f"{uri}:{number}", _json_row(line)
     except (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
         raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _parquet_rows(
+    uri: str, columns: dict[str, str], wanted: set[str], file: pq.ParquetFile
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Columns that are asked for, and no others; of images only where they lie."""
+    _check_columns(uri, wanted, file.schema_arrow.names)
+    image = columns.get(IMAGE)
+    read = [name for name in file.schema_arrow.names if name in columns.values() and name != image]
+    _check_types(uri, read, image, file)
+    cells = None if image is None else _cells(uri, image, file)
+    number = 0
+    for batch in file.iter_batches(columns=read):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{uri}:{number}", row if cells is None else row | {image: next(cells)}
+
+
+def _check_types(uri: str, read: list[str], image: str | None, file: pq.ParquetFile) -> None:
+    """Raise UserError for a column that is not plain: values of an extension type are made by code or unpickled."""
+    schema = file.schema_arrow
+    for field in schema:
+        extension = _extension(field)
+        if extension:
+            raise UserError(
+                f"{uri}: column {field.name!r}: its type is the extension {extension!r}; tables are read whose columns "
+                "are all plain"
+            )
+    for name in read:
+        if not _is_plain(schema.field(name).type):
+            expected = "expected text, numbers, times, or lists and structs of them"
+            raise UserError(f"{uri}: column {name!r}: {expected}, got {schema.field(name).type}")
+    if image is not None:
+        kind = schema.field(image).type
+        inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+            raise UserError(f"{uri}: column {image!r}: expected images as binary or struct<bytes: binary>, got {kind}")
+        for group in range(file.metadata.num_row_groups):
+            size = sum(chunk.total_uncompressed_size for chunk in _chunks(file, image, group))
+            if size > MOST_BYTES:
+                raise UserError(
+                    f"{uri}: column {image!r}: row group {group} holds {size:,} bytes of images, at most "
+                    f"{MOST_BYTES:,}; write it with fewer rows in each"
+                )
+
+
+def _extension(field: pa.Field) -> str | None:
+    """Name of the extension type that a column has, or any part of it."""
+    if isinstance(field.type, pa.BaseExtensionType):
+        return str(field.type.extension_name)
+    # of a type that is not registered in this process only the name is left
+    name = (field.metadata or {}).get(b"ARROW:extension:name")
+    if name is not None:
+        return str(name.decode())
+    return next(filter(None, map(_extension, _parts(field.type))), None)
+
+
+def _parts(kind: pa.DataType) -> list[pa.Field]:
+    if pa.types.is_struct(kind):
+        return list(kind)
+    if pa.types.is_map(kind):
+        return [kind.key_field, kind.item_field]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [kind.value_field]
+    if pa.types.is_dictionary(kind):
+        return [pa.field("value", kind.value_type)]
+    return []
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    parts = _parts(kind)
+    if parts:
+        return all(_is_plain(part.type) for part in parts)
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_temporal(kind)
+        or pa.types.is_null(kind)
+        or pa.types.is_struct(kind)  # without fields
+    )
+
+
+def _chunks(file: pq.ParquetFile, column: str, group: int) -> list[Any]:
+    """What the file says of the column, or of the bytes of its struct, in one row group."""
+    described = file.metadata.row_group(group)
+    chunks = [described.column(place) for place in range(described.num_columns)]
+    return [chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes")]
+
+
+def _cells(uri: str, column: str, file: pq.ParquetFile) -> Iterator[str | None]:
+    """The URI of the image in each row, None where there is none."""
+    row = 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        there = [True] * rows
+        stated = [chunk.statistics for chunk in _chunks(file, column, group)]
+        if not all(about is not None and about.has_null_count and about.null_count == 0 for about in stated):
+            values = file.read_row_group(group, columns=[column])[column].combine_chunks()
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "bytes")
+            there = values.is_valid().to_pylist()
+        for is_there in there:
+            yield f"{storage.absolute(uri)}#column={column}&row={row}" if is_there else None
+            row += 1
 
 
 def _csv_rows(uri: str, wanted: set[str], lines: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any] | RowError]]:

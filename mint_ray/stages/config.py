@@ -67,6 +67,19 @@ class ScoreResources:
     """GPUs of one actor; a fraction lets several share one."""
     batch_size: int = 64
     """Records scored at a time."""
+    decode_cpus: float = 1
+    """Processors of one task that reads and decodes the images of a part ahead of the actors, beside theirs; for
+    teachers that look at images."""
+    decode_tasks: int | None = None
+    """Most of these tasks at a time; null: 4 for each actor. A GPU may want 16 or more."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1 or self.batch_size < 1:
+            raise ValueError(f"actors and batch_size must be positive, got {self.actors} and {self.batch_size}")
+        if self.decode_tasks is not None and self.decode_tasks < 1:
+            raise ValueError(f"decode_tasks must be positive, got {self.decode_tasks}")
+        if self.decode_cpus <= 0:
+            raise ValueError(f"decode_cpus must be positive, got {self.decode_cpus}")
 
 
 @settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import tempfile
@@ -11,21 +12,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
+from mint_ray.images import Frame, ImageError, Pixels
 from mint_ray.loading import UserError, dump, from_data
 from mint_ray.records import Label, Record, TeacherScores, from_table
 from mint_ray.stages.config import Fit, Score
-from mint_ray.stages.session import map_parts
+from mint_ray.stages.decode import COLUMNS, decode_images, memory_to_decode, seen_images
+from mint_ray.stages.session import Ahead, map_parts
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.teachers import Teacher, build_teacher
+from mint_ray.teachers import Teacher, Viewer, build_teacher
 from mint_ray.teachers.config import AnyTeacher
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
 RAISED = "teacher_raised"
+DECODE_TASKS_PER_ACTOR = 4
+
+Image = Pixels | ImageError | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +57,9 @@ class ScoredPart:
     path: str
     read: int
     """Rows of the part that was read."""
+    first_id: str | None
+    """Least record id of the part that was read; None of a part without rows."""
+    last_id: str | None
     files: list[File]
     judged: dict[str, int]
     """Of the validation split: `records`, and how many of them have their label in the `top_1`, the `top_10`, are
@@ -62,8 +74,9 @@ def score_records(root: str, config: Score, task: AnyTask, teacher: Artifact, re
     """Table `scores`, one row per record, and a table `without_x` of held-out records for each modality left out.
 
     The parts of each table are parallel to those of the records: same index, same order of rows. A record that the
-    teacher cannot score keeps its row, with status `failed` and a reason. Raises UserError for a record that occurs
-    twice in a part; what a teacher raises on every record of a part ends the run.
+    teacher cannot score keeps its row, with status `failed` and a reason. Images are decoded by tasks of their own, a
+    few parts ahead of a teacher that looks at them. Raises UserError for a record that occurs twice, and for parts that
+    are not in the order of their record ids; what a teacher raises on every record of a part ends the run.
     """
     inputs = {"records": records.name, "teacher": teacher.name}
     artifact = open_artifact(root, "score", {"score": dump(config), "task": dump(task)}, inputs)
@@ -92,27 +105,31 @@ class TeacherActor:
         self.artifact, self.batch_size = artifact, config.resources.batch_size
         self.name = _settings(teacher).kind
         self.teacher = self._load(teacher)
-        self.task: Task | None = build_task(task, records.rows(Label, "labels"), 1) if config.without else None
-        self.scored: Record | None = None
-        """A record that went well."""
+        self.task = _task(config, task, records)
+        self.scored: tuple[list[Record], list[Image] | None] | None = None
+        """A record that went well, and its image."""
 
-    def work(self, part: RecordsPart) -> ScoredPart:
+    def work(self, part: RecordsPart, decoded: pa.Table | None = None) -> ScoredPart:
+        """`decoded` is what a `Decoder` made of the part; without it the teacher reads its images itself."""
         records = from_table(Record, read_part(part.uri))
         _check_unique(part.uri, records)
-        asked = records
-        if part.without is not None and self.task is not None:
-            asked = [self.task.without(record, part.without) for record in records if record.split != "train"]
+        asked = _asked(part, records, self.task)
+        images = None if decoded is None else seen_images(decoded)
         rows: list[TeacherScores] = []
         complaints: list[str] = []
         for start in range(0, len(asked), self.batch_size):
-            rows += self._rank(asked[start : start + self.batch_size], complaints)
+            here = slice(start, start + self.batch_size)
+            rows += self._rank(asked[here], None if images is None else images[here], complaints)
         if len(complaints) == len(asked) > 1:
             raise RuntimeError(f"{part.path}: the teacher failed on every one of {len(asked)} records: {complaints[0]}")
         file, rows = self.artifact.write_part_once(part.path, TeacherScores, rows)
+        ids = [record.record_id for record in records]
         return ScoredPart(
             table=part.table,
             path=part.path,
             read=len(records),
+            first_id=min(ids, default=None),
+            last_id=max(ids, default=None),
             files=[file],
             judged=_judge(rows, asked),
             failed=dict(
@@ -129,27 +146,35 @@ class TeacherActor:
             teacher.load(Path(folder))
         return teacher
 
-    def _rank(self, records: Sequence[Record], complaints: list[str]) -> list[TeacherScores]:
+    def _rank(
+        self, records: Sequence[Record], images: Sequence[Image] | None, complaints: list[str]
+    ) -> list[TeacherScores]:
         """One row per record, in order; a record that the teacher raises on fails, its neighbours do not."""
         try:
-            rows = self.teacher.score(records)
+            rows = self._ask(records, images)
         except UserError:
             raise
         except Exception:
-            rows = [self._rank_alone(record, complaints) for record in records]
+            rows = [
+                self._rank_alone(record, images and images[place : place + 1], complaints)
+                for place, record in enumerate(records)
+            ]
             if self.scored is not None:
                 # if this raises too, the teacher is broken, not a record
-                self.teacher.score([self.scored])
+                self._ask(*self.scored)
         if [row.record_id for row in rows] != [record.record_id for record in records]:
             raise RuntimeError(f"the teacher {self.name!r} did not return one row per record, in order")
         rows = [_checked(row) for row in rows]
-        well = (record for record, row in zip(records, rows, strict=True) if row.status == "ok")
-        self.scored = next(well, self.scored)
+        well = next((place for place, row in enumerate(rows) if row.status == "ok"), None)
+        if well is not None:
+            # a copy of its image: that itself would keep those of the whole part in Ray's object store
+            image = None if images is None else [_copied(images[well])]
+            self.scored = [records[well]], image
         return rows
 
-    def _rank_alone(self, record: Record, complaints: list[str]) -> TeacherScores:
+    def _rank_alone(self, record: Record, image: Sequence[Image] | None, complaints: list[str]) -> TeacherScores:
         try:
-            return self.teacher.score([record])[0]
+            return self._ask([record], image)[0]
         except UserError:
             raise
         except Exception as error:
@@ -157,6 +182,26 @@ class TeacherActor:
             complaints.append(f"record {record.record_id!r}: {kind}: {' '.join(str(error).split())}")
             # not its words: they may name what differs from run to run, and would make each row a reason of its own
             return _failed(record.record_id, record.split, self.name, f"{RAISED}_{kind}")
+
+    def _ask(self, records: Sequence[Record], images: Sequence[Image] | None) -> list[TeacherScores]:
+        if images is None or not isinstance(self.teacher, Viewer):
+            return self.teacher.score(records)
+        return self.teacher.score_seen(records, images)
+
+
+class Decoder:
+    """Decodes the images of one part of the records, for a `TeacherActor`."""
+
+    columns = COLUMNS
+
+    def __init__(self, frame: Frame, config: Score, task: AnyTask, records: Artifact) -> None:
+        self.frame = frame
+        self.task = functools.cache(lambda: _task(config, task, records))
+
+    def work(self, part: RecordsPart) -> pa.Table:
+        task = None if part.without is None else self.task()
+        asked = _asked(part, from_table(Record, read_part(part.uri)), task)
+        return decode_images([record.image_uri for record in asked], self.frame)
 
 
 def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, records: Artifact) -> list[ScoredPart]:
@@ -171,6 +216,16 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
         for table, modality in [("scores", None), *((f"without_{modality}", modality) for modality in config.without)]
         for file in files
     ]
+    frame = frame_of(teacher)
+    ahead = None
+    if frame is not None:
+        ahead = Ahead(
+            worker=Decoder,
+            arguments=(frame, config, task, records),
+            cpus=resources.decode_cpus,
+            memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
+            tasks=resources.decode_tasks or DECODE_TASKS_PER_ACTOR * resources.actors,
+        )
     progress = Progress("score", sum(file.rows or 0 for file in files) * (1 + len(config.without)), "records")
     made: list[ScoredPart] = []
     # a pool of fixed size: one that grows would wait for teachers that start slowly while others take the processors
@@ -184,12 +239,36 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
         actors=(actors, actors),
         cpus=resources.cpus_per_actor,
         gpus=resources.gpus_per_actor,
+        ahead=ahead,
     ):
         progress.add(part.read)
+        _check_order(records, made[-1] if made else None, part)
         made.append(part)
     if [part.path for part in made] != [part.path for part in parts]:
         raise RuntimeError(f"{artifact.name}: {len(parts)} parts went in, {len(made)} came out")
     return made
+
+
+def frame_of(teacher: Artifact) -> Frame | None:
+    """The form in which the teacher wants its images decoded ahead of it; None for one that looks at none."""
+    built = build_teacher(_settings(teacher))
+    return built.frame() if isinstance(built, Viewer) else None
+
+
+def _task(config: Score, task: AnyTask, records: Artifact) -> Task | None:
+    """What knows how to leave a modality out, if any is to be."""
+    return build_task(task, records.rows(Label, "labels"), 1) if config.without else None
+
+
+def _asked(part: RecordsPart, records: Sequence[Record], task: Task | None) -> Sequence[Record]:
+    """The records of a part as the teacher is to see them."""
+    if part.without is None or task is None:
+        return records
+    return [task.without(record, part.without) for record in records if record.split != "train"]
+
+
+def _copied(image: Image) -> Image:
+    return np.array(image) if isinstance(image, np.ndarray) else image
 
 
 def _settings(teacher: Artifact) -> AnyTeacher:
@@ -202,6 +281,17 @@ def _check_unique(uri: str, records: Sequence[Record]) -> None:
         if record.record_id in seen:
             raise UserError(f"{uri}: record_id: {record.record_id!r} occurs more than once")
         seen.add(record.record_id)
+
+
+def _check_order(records: Artifact, before: ScoredPart | None, part: ScoredPart) -> None:
+    """Raise UserError unless the ids of `part` come behind those of the part ahead of it, so that none is in both."""
+    if before is None or before.table != part.table or before.last_id is None or part.first_id is None:
+        return
+    if part.first_id <= before.last_id:
+        raise UserError(
+            f"{records.uri}: record_id: {part.path} starts with {part.first_id!r}, which does not come behind "
+            f"{before.last_id!r} in the part before it: records lie in the order of their ids, each once"
+        )
 
 
 def _checked(row: TeacherScores) -> TeacherScores:

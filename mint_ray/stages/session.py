@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +25,30 @@ logger = logging.getLogger("mint_ray")
 
 COMPLAINT = "what the user can mend"
 """Column of a block that stands for an error."""
+BLOCKS_PER_ACTOR = 100
+"""Blocks into which parts are gathered for each actor of a pool, at most: the driver's memory grows with their number,
+and the last of them is what the other actors wait for."""
+PATIENCE = 30.0
+"""Seconds without any result after which it is looked up whether the cluster has what was asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ahead:
+    """What tasks do with each part before an actor of the pool gets it, so that the two overlap.
+
+    `worker(*arguments).work(part)` returns a table of one row in the columns `worker.columns`; the actor's `work` is
+    then given that as well. Finished rows wait in Ray's object store; when they have filled the share of it that Ray
+    Data grants a step, it starts no further task until the actors have caught up.
+    """
+
+    worker: Any
+    arguments: tuple[Any, ...]
+    cpus: float
+    """Processors of one task, beside those of the actors."""
+    memory: int
+    """Bytes of one task."""
+    tasks: int
+    """Most tasks at a time: tasks without a bound would take the processors that actors are still waiting for."""
 
 
 def connect() -> None:
@@ -34,6 +61,17 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
+def tell_what_lacks(asked: dict[str, float]) -> None:
+    """Warn of processors and GPUs that were asked for and are not there, so that nobody waits for them unawares.
+
+    Nothing is done about it: a cluster that grows is given them by and by.
+    """
+    there = _resources()
+    lacks = [f"{key} {there.get(key, 0):g} of {asked[key]:g}" for key in asked if asked[key] > there.get(key, 0)]
+    if lacks:
+        logger.warning("ray: nothing is done yet and the cluster has %s; waiting for more", ", ".join(lacks))
+
+
 def map_blocks(
     blocks: list[pa.Table],
     actor: type[Any],
@@ -42,9 +80,11 @@ def map_blocks(
     actors: tuple[int, int] | None,
     cpus: float,
     gpus: float,
+    ahead: Ahead | None = None,
 ) -> Iterator[pa.Table]:
     """Each block through one of a pool of `actor(*arguments)`, which grows from least to most `actors` as Ray has room;
-    None makes one for each block, in a task. A block whose worker dies is given to another.
+    None makes one for each block, in a task. A block whose worker dies is given to another. With `ahead`, each block
+    goes through a task that does that first.
 
     Raises the UserError that an actor raised.
     """
@@ -57,13 +97,32 @@ def map_blocks(
         pool = ray.data.ActorPoolStrategy(min_size=actors[0], max_size=actors[1])
         how = {"fn_constructor_args": (actor, arguments), "compute": pool}
     # blocks come cut: the tasks of a repartition would wait for ever for the processors that the actors hold
-    mapped = ray.data.from_arrow(blocks).map_batches(
-        work, batch_size=None, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus, **how
-    )
-    for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
-        if batch.column_names == [COMPLAINT]:
-            raise UserError(batch[COMPLAINT][0].as_py())
-        yield batch
+    dataset = ray.data.from_arrow(blocks)
+    if ahead is not None:
+        # memory= also keeps Ray Data from fusing the two, which would decode on the teacher's time
+        dataset = dataset.map_batches(
+            _in_task,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_args=(ahead.worker, ahead.arguments),
+            num_cpus=ahead.cpus,
+            memory=ahead.memory,
+            compute=ray.data.TaskPoolStrategy(size=min(ahead.tasks, len(blocks))),
+        )
+    mapped = dataset.map_batches(work, batch_size=None, batch_format="pyarrow", num_cpus=cpus, num_gpus=gpus, **how)
+    fewest = actors[0] if actors and ahead else 1
+    asked = {"CPU": fewest * cpus + (ahead.cpus if ahead else 0), "GPU": fewest * gpus}
+    timer = threading.Timer(PATIENCE, tell_what_lacks, (asked,))
+    timer.daemon = True
+    timer.start()
+    try:
+        for batch in mapped.iter_batches(batch_size=None, batch_format="pyarrow"):
+            timer.cancel()
+            if batch.column_names == [COMPLAINT]:
+                raise UserError(batch[COMPLAINT][0].as_py())
+            yield batch
+    finally:
+        timer.cancel()
 
 
 def map_parts(
@@ -76,16 +135,32 @@ def map_parts(
     actors: tuple[int, int] | None,
     cpus: float,
     gpus: float,
+    ahead: Ahead | None = None,
 ) -> Iterator[Made]:
     """What `actor(*arguments).work(part)` made of each part, a row of class `made`, in the order of the parts.
 
     A part is a row with a `path` of its own; `work` writes the files that `made.files` tells of into `artifact`. A part
-    that has a completion record there is not worked on again: only what was in flight when a run was cut off is.
+    that has a completion record there is not worked on again, nor ahead of that: only what was in flight when a run was
+    cut off is. With `ahead`, `work` is also given the row that was made for the part.
     """
-    blocks = [to_table([part], type(part)) for part in parts]
-    worker = (artifact, type(parts[0]), made, actor, arguments)
-    for batch in map_blocks(blocks, PartActor, worker, actors=actors, cpus=cpus, gpus=gpus):
+    part = type(parts[0])
+    together = 1
+    if ahead is not None:
+        ahead = dataclasses.replace(
+            ahead, worker=_PartAhead, arguments=(artifact, part, made, ahead.worker, ahead.arguments)
+        )
+    elif actors is not None:
+        # a worker that dies does again no more of a block than the part that it was at: the others have their records
+        together = parts_together(len(parts), actors[1])
+    blocks = [to_table(list(parts[start : start + together]), part) for start in range(0, len(parts), together)]
+    worker = (artifact, part, made, actor, arguments)
+    for batch in map_blocks(blocks, PartActor, worker, actors=actors, cpus=cpus, gpus=gpus, ahead=ahead):
         yield from from_table(made, batch.cast(schema_of(made)))
+
+
+def parts_together(parts: int, actors: int) -> int:
+    """How many parts make a block."""
+    return math.ceil(parts / (BLOCKS_PER_ACTOR * actors))
 
 
 class PartActor:
@@ -98,18 +173,45 @@ class PartActor:
         self.make = functools.cache(lambda: actor(*arguments))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return to_table(
-            [self._make(part) for part in from_table(self.part, batch.cast(schema_of(self.part)))], self.made
-        )
+        parts, before = _cut(batch, self.part)
+        return to_table([self._make(part, before) for part in parts], self.made)
 
-    def _make(self, part: Any) -> Any:
+    def _make(self, part: Any, before: pa.Table | None) -> Any:
         found = self.artifact.finished_part(part.path, self.made)
         if found is not None:
             return found
-        made = self.make().work(part)
+        made = self.make().work(part) if before is None else self.make().work(part, before)
         # after its files: a record says that they are there
         self.artifact.finish_part(part.path, made)
         return made
+
+
+class _PartAhead:
+    """Adds to a part what its worker makes of it, or nulls if the part is finished."""
+
+    def __init__(
+        self, artifact: Artifact, part: type[Any], made: type[Any], worker: Any, arguments: tuple[Any, ...]
+    ) -> None:
+        self.artifact, self.part, self.made = artifact, part, made
+        self.make = functools.cache(lambda: worker(*arguments))
+        self.columns: pa.Schema = worker.columns
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        (part,), _ = _cut(batch, self.part)
+        if self.artifact.finished_part(part.path, self.made) is not None:
+            before = pa.Table.from_arrays([pa.nulls(1, kind) for kind in self.columns.types], schema=self.columns)
+        else:
+            before = self.make().work(part)
+        for field in self.columns:
+            batch = batch.append_column(field, before[field.name])
+        return batch
+
+
+def _cut(batch: pa.Table, part: type[Any]) -> tuple[list[Any], pa.Table | None]:
+    """The parts of a block, and what was made ahead of them."""
+    schema = schema_of(part)
+    before = batch.drop_columns(schema.names)
+    return from_table(part, batch.select(schema.names).cast(schema)), before if before.column_names else None
 
 
 class _Outspoken:
@@ -124,6 +226,8 @@ class _Outspoken:
             self.complaint = str(error)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if batch.column_names == [COMPLAINT]:
+            return batch
         if self.actor is not None:
             try:
                 return self.actor(batch)

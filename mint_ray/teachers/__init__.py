@@ -51,8 +51,8 @@ class Teacher(Protocol):
 class Viewer(Protocol):
     """A teacher whose images others may decode ahead of it, on processors that cost less than its own."""
 
-    def frame(self) -> Frame:
-        """The form in which it wants them."""
+    def frame(self) -> Frame | None:
+        """The form in which it wants them, known before `fit` and `load`; None if it was told to look at none."""
 
     def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
         """As `score`, which reads the images itself; an image that cannot be read fails its record with that reason."""
@@ -78,9 +78,9 @@ def build_teacher(config: AnyTeacher) -> Teacher:
 
             return ClipTeacher(config)
         case Imported():
-            from mint_ray.teachers.imported import ImportedTeacher
+            from mint_ray.teachers.imported import build_imported
 
-            return ImportedTeacher(config)
+            return build_imported(config)
         case Ensemble():
             from mint_ray.teachers.ensemble import EnsembleTeacher
 

@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from mint_ray import storage
+from mint_ray.images import Frame, Seen
 from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport, Teacher
 from mint_ray.teachers.config import Imported
 
 METHODS = ("inputs", "fit", "save", "load", "score")
+VIEWER_METHODS = ("frame", "score_seen")
 MODULE = "module"
+
+
+def build_imported(config: Imported) -> ImportedTeacher:
+    """The user's teacher; a `Viewer` if the class is one."""
+    views = all(callable(getattr(_find(config.path), name, None)) for name in VIEWER_METHODS)
+    return ImportedViewer(config) if views else ImportedTeacher(config)
 
 
 class ImportedTeacher:
@@ -57,7 +65,9 @@ class ImportedTeacher:
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
         """The user's rankings. Raises UserError naming the first record whose ranking is none."""
-        scored = list(self.teacher.score(records))
+        return self._checked(records, list(self.teacher.score(records)))
+
+    def _checked(self, records: Sequence[Record], scored: list[TeacherScores]) -> list[TeacherScores]:
         if len(scored) != len(records):
             raise UserError(f"{self.config.path}: score: {len(records)} records went in, {len(scored)} came out")
         for record, row in zip(records, scored, strict=True):
@@ -65,6 +75,22 @@ class ImportedTeacher:
             if complaint:
                 raise UserError(f"{self.config.path}: score: record {record.record_id!r}: {complaint}")
         return scored
+
+
+class ImportedViewer(ImportedTeacher):
+    """One whose class has the methods of `mint_ray.teachers.Viewer` as well."""
+
+    teacher: Any
+
+    def frame(self) -> Frame | None:
+        frame = self.teacher.frame()
+        if frame is not None and not isinstance(frame, Frame):
+            raise UserError(f"{self.config.path}: frame: expected a Frame or None, got {type(frame).__name__}")
+        return frame
+
+    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
+        """As `score`, of images that are decoded already."""
+        return self._checked(records, list(self.teacher.score_seen(records, images)))
 
 
 def _find(path: str) -> Any:

@@ -24,3 +24,19 @@ def test_the_benchmark_times_loop_and_stage(tmp_path: Path) -> None:
     assert run["records"] == 90
     assert run["ratio"] == pytest.approx(run["stage_rows_per_second"] / run["bare_rows_per_second"], rel=0.01)
     assert run["stage_rows_per_second"] == pytest.approx(90 / run["stage_seconds"], rel=0.01)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_benchmark_times_an_encoder_that_looks_at_images() -> None:
+    command = [sys.executable, str(BENCHMARK), "--teacher", "encoder", "--quick", "--records", "24", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    (run,) = told["runs"]
+    assert run["records"] == 24
+    assert run["ratio"] == pytest.approx(run["stage_rows_per_second"] / run["bare_rows_per_second"], rel=0.01)
+    # a loop that decodes is no faster than one that need not, and each takes some of the time
+    assert run["bare_rows_per_second"] < run["model_rows_per_second"]
+    assert 0 < run["decode_share"] < 1
+    assert told["seconds_per_thousand_more"] == []

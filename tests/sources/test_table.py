@@ -8,14 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mint_ray.images import Frame, decode_image, read_image
 from mint_ray.loading import UserError, from_data
 from mint_ray.records import Phenotype, Record, to_table
 from mint_ray.sources import BadRow, build_source
+from mint_ray.sources import table as module
 from mint_ray.sources.config import Table
+from tests.test_images import picture
 
 COLUMNS = {"record_id": "case", "group_id": "person", "label_id": "omim", "label_name": "diagnosis",
            "phenotypes": "findings", "fields.age": "age", "split": "part"}  # fmt: skip
@@ -116,6 +120,164 @@ def test_missing_unreadable_and_unknown_files_are_errors_of_the_user(tmp_path: P
     (tmp_path / "x.parquet").write_bytes(b"not parquet")
     with pytest.raises(UserError, match=r"x\.parquet: cannot be read"):
         read(tmp_path / "x.parquet")
+
+
+def write_images(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(picture())
+
+
+def image_uris(path: Path, **settings: Any) -> list[str | None]:
+    rows = list(build_source(Table(uri=str(path), **settings)).read())
+    assert all(isinstance(row, Record) for row in rows), rows
+    return [row.image_uri for row in rows if isinstance(row, Record)]
+
+
+def test_an_image_lies_where_the_setting_says_or_beside_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "images", "a.jpg")
+    write_images(tmp_path, "a.jpg")
+    monkeypatch.chdir(tmp_path)
+    path = write_jsonl(tmp_path / "x.jsonl", {"record_id": "1", "image_uri": "a"})
+    assert image_uris(path, images="images/{}.jpg") == [f"{tmp_path}/images/a.jpg"]
+    path = write_jsonl(tmp_path / "x.jsonl", {"record_id": "1", "image_uri": "a.jpg"})
+    assert image_uris(path, images=str(tmp_path / "images")) == [f"{tmp_path}/images/a.jpg"]
+    assert image_uris(Path("x.jsonl")) == [f"{tmp_path}/a.jpg"]
+    path = write_jsonl(tmp_path / "x.jsonl", {"record_id": "1", "image_uri": f"{tmp_path}/images/a.jpg"})
+    assert image_uris(path) == [f"{tmp_path}/images/a.jpg"]
+
+
+@pytest.mark.parametrize("value", ["../secret.jpg", "/etc/passwd", "s3://other/a.jpg", "a/../../b.jpg"])
+def test_an_image_outside_the_folder_is_a_bad_row(tmp_path: Path, value: str) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", {"record_id": "1", "picture": value})
+    settings = Table(uri=str(path), columns={"image_uri": "picture"}, images=str(tmp_path / "images"))
+    [bad] = build_source(settings).read()
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.message) == (
+        "image_outside",
+        f"{path}:1: picture: expected a path below {tmp_path}/images, got {value!r}",
+    )
+
+
+def test_images_that_are_all_missing_are_told_at_once_and_one_that_is_there_will_do(tmp_path: Path) -> None:
+    rows = [{"record_id": str(number), "image_uri": f"{number}.png"} for number in range(20)]
+    path = write_jsonl(tmp_path / "x.jsonl", *rows)
+    expected = rf"x\.jsonl: image_uri: none of the first 8 images is there, such as {tmp_path}/0\.png$"
+    with pytest.raises(UserError, match=expected):
+        read(path)
+    write_images(tmp_path, "7.png")
+    assert len(image_uris(path)) == 20
+    write_jsonl(path, *rows[:2])
+    with pytest.raises(UserError, match="none of the first 2 images"):
+        read(path)
+
+
+def test_images_in_the_cells_of_a_table_are_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contents = [picture(20 + number, 20) for number in range(5)]
+    structs = [{"bytes": content, "path": "x.png"} for content in contents]
+    holes = [contents[0], None, *contents[2:]]
+    struct_holes = [*structs[:3], {"bytes": None, "path": "gone.png"}, None]
+    table = pa.table({"record_id": list("abcde"), "text": ["x"] * 5, "cell": contents, "struct": structs,
+                      "holes": holes, "struct holes": struct_holes})  # fmt: skip
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    for column in ("cell", "struct"):
+        uris = image_uris(path, columns={"image": column})
+        assert uris == [f"{path}#column={column}&row={row}" for row in range(5)]
+        for uri, content in zip(uris, contents, strict=True):
+            expected = decode_image(content, Frame(size=16), "x")
+            assert np.array_equal(read_image(str(uri), Frame(size=16)), expected)
+    there = [uri is not None for uri in image_uris(path, columns={"image": "holes"})]
+    assert there == [True, False, True, True, True]
+    there = [uri is not None for uri in image_uris(path, columns={"image": "struct holes"})]
+    assert there == [True, True, True, False, False]
+    monkeypatch.setattr(module, "MOST_BYTES", 100)
+    with pytest.raises(UserError, match=r"column 'cell': row group 0 holds [\d,]+ bytes of images, at most 100;"):
+        read(path, {"image": "cell"})
+
+
+def tensors() -> pa.Array:
+    from ray.data._internal.tensor_extensions.arrow import ArrowTensorArray
+
+    return ArrowTensorArray.from_numpy(np.zeros((2, 2, 2)))
+
+
+class Trap:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return open, (self.place, "w")
+
+
+def objects(trap: str = "/nowhere") -> pa.Array:
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
+
+    return ArrowPythonObjectArray.from_objects([Trap(trap), Trap(trap)])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("text", tensors, r"column 'text': its type is the extension 'ray\.data\.arrow_tensor"),
+        ("unused", objects, r"column 'unused': its type is the extension 'ray\.data\.arrow_pickled_object'"),
+        ("image", objects, r"column 'image': its type is the extension"),
+        ("unused", lambda: pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0" * 16] * 2, pa.binary(16))),
+         "column 'unused': its type is the extension 'arrow.uuid'"),
+        ("text", lambda: pa.array([b"a", b"b"]), "column 'text': expected text, numbers, .* got binary"),
+        ("fields", lambda: pa.array([[{"a": b"x"}]] * 2), "column 'fields': expected text, numbers, .* got list<"),
+        ("image", lambda: pa.array(["a.png", "b.png"]), "column 'image': expected images as binary or .* got string"),
+        ("image", lambda: pa.array([{"bytes": "x"}] * 2), "column 'image': expected images as binary or .* got struct"),
+    ],
+)  # fmt: skip
+def test_a_column_that_is_not_plain_is_refused_before_a_row_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, values: Any, said: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"record_id": ["a", "b"], column: values()}), path)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("a row was read"))
+    with pytest.raises(UserError, match=said):
+        read(path, {"image": "image"} if column == "image" else {})
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"record_id": ["a", "b"], "image": objects(str(tmp_path / "sprung"))}), path)
+    with pytest.raises(UserError, match="extension"):
+        read(path, {"image": "image"})
+    # a record that points to such a cell finds no image either
+    with pytest.raises(UserError, match="column 'image': expected images as bytes, got"):
+        read_image(f"{path}#column=image&row=0", Frame(size=8))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_an_extension_that_this_process_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
+    field = pa.field("odd", pa.int64(), metadata={"ARROW:extension:name": "somebody.else"})
+    inner = pa.field("fields", pa.struct([field]))
+    for column in (field, inner):
+        values = [1] if column is field else [{"odd": 1}]
+        table = pa.table([pa.array(["a"]), pa.array(values, column.type)],
+                         schema=pa.schema([pa.field("record_id", pa.string()), column]))  # fmt: skip
+        pq.write_table(table, tmp_path / "x.parquet")
+        with pytest.raises(UserError, match=f"column {column.name!r}: its type is the extension 'somebody.else'"):
+            read(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"uri": "x.csv", "columns": {"image": "i"}}, "only a .parquet file holds images"),
+        ({"uri": "x.parquet", "columns": {"image": "i", "image_uri": "u"}}, "the images lie in the table, yet"),
+        ({"uri": "x.parquet", "columns": {"image": "i"}, "images": "d"}, "the images lie in the table, yet"),
+    ],
+)
+def test_images_have_one_place(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_data(Table, {"kind": "table", **settings})
 
 
 def test_a_column_for_no_field_is_refused_when_the_config_is_read() -> None:

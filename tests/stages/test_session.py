@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import time
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
+import ray
+import ray.data
 
 from mint_ray.loading import UserError
-from mint_ray.stages.session import map_blocks
+from mint_ray.stages import session
+from mint_ray.stages.session import Ahead, map_blocks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -43,3 +51,73 @@ def test_a_user_error_on_a_worker_is_the_same_here(actors: tuple[int, int] | Non
         list(map_blocks(BLOCKS, Doubles, (refused,), actors=actors, cpus=1, gpus=0))
     assert type(caught.value) is UserError
     assert str(caught.value) == message
+
+
+class Fills:
+    """Makes two megabytes of each number, at once, and notes it; refuses 13."""
+
+    def __init__(self, notes: str) -> None:
+        self.notes = notes
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        [number] = batch["number"].to_pylist()
+        if number == 13:
+            raise UserError("record 13: brings bad luck")
+        with open(self.notes, "a") as stream:
+            stream.write("made\n")
+        return batch.append_column("filling", pa.array([bytes(2 << 20)], pa.large_binary()))
+
+
+class Tastes:
+    """Takes its time over each."""
+
+    def __init__(self, notes: str) -> None:
+        self.notes = notes
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        time.sleep(0.1)
+        with open(self.notes, "a") as stream:
+            stream.write("eaten\n")
+        return batch.select(["number"])
+
+
+def test_what_is_made_ahead_waits_for_slow_actors_and_keeps_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, notes = [pa.table({"number": [100 + block]}) for block in range(24)], str(tmp_path / "notes")
+    store = ray.cluster_resources()["object_store_memory"]
+    context = ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "override_object_store_memory_limit_fraction", (20 << 20) / store)
+    ahead = Ahead(worker=Fills, arguments=(notes,), cpus=0.5, memory=1 << 20, tasks=2)
+    mapped = map_blocks(blocks, Tastes, (notes,), actors=(1, 1), cpus=1, gpus=0, ahead=ahead)
+    assert [block["number"].to_pylist() for block in mapped] == [[100 + block] for block in range(24)]
+    steps = [1 if line == "made" else -1 for line in Path(notes).read_text().split()]
+    assert (len(steps), sum(steps)) == (48, 0)
+    # 20 MB were granted: ten at most wait or are at work, not all of them
+    assert max(itertools.accumulate(steps)) <= 12
+
+
+def test_a_user_error_ahead_of_the_actors_is_the_same_here(tmp_path: Path) -> None:
+    ahead = Ahead(worker=Fills, arguments=(str(tmp_path / "notes"),), cpus=0.5, memory=1 << 20, tasks=2)
+    with pytest.raises(UserError) as caught:
+        list(map_blocks([pa.table({"number": [13]})], Doubles, (99,), actors=(1, 1), cpus=1, gpus=0, ahead=ahead))
+    assert str(caught.value) == "record 13: brings bad luck"
+
+
+def test_a_plan_that_the_cluster_cannot_hold_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(session.logger, "propagate", True)
+    session.tell_what_lacks({"CPU": 0.5, "GPU": 0})
+    assert caplog.text == ""
+    session.tell_what_lacks({"CPU": 10_000.5, "GPU": 10_000})
+    assert "nothing is done yet" in caplog.text
+    assert "of 10000.5" in caplog.text
+    assert re.search(r"GPU \d+ of 10000;", caplog.text)
+
+
+def test_the_driver_holds_no_more_blocks_than_the_pool_needs() -> None:
+    """However many parts there are: 100 for each actor at most, and one for each of a few."""
+    assert [
+        session.parts_together(parts, actors) for parts, actors in ((1, 1), (100, 1), (101, 1), (1000, 1), (1000, 8))
+    ] == [1, 1, 2, 10, 2]

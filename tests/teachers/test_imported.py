@@ -3,11 +3,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from mint_ray.images import Frame
 from mint_ray.loading import UserError, from_data
+from mint_ray.teachers import Viewer, build_teacher
 from mint_ray.teachers.config import Imported
-from mint_ray.teachers.imported import ImportedTeacher
+from mint_ray.teachers.imported import ImportedTeacher, ImportedViewer
 from tests.teachers.test_conformance import LABELS, RECORDS
 
 PATH = "tests.teachers.longest:LongestName"
@@ -70,6 +73,28 @@ def test_a_ranking_that_is_none_is_named(fault: str, message: str) -> None:
     teacher.fit(LABELS, RECORDS)
     with pytest.raises(UserError, match=message):
         teacher.score(RECORDS)
+
+
+def test_a_class_that_looks_is_a_viewer_and_is_handed_its_images() -> None:
+    teacher = build_teacher(Imported(path="tests.teachers.colours:Colours", options={"size": 4}))
+    assert isinstance(teacher, Viewer)
+    assert teacher.frame() == Frame(size=4)
+    teacher.fit(LABELS, RECORDS)
+    images = [np.full((4, 4, 3), colour, np.uint8) for colour in ([9, 5, 1], [1, 5, 9], [5, 9, 1])]
+    first = [row.labels[0] for row in teacher.score_seen(RECORDS, images)]
+    assert first == [LABELS[place].label_id for place in (0, 2, 1)]
+    assert not isinstance(build_teacher(Imported(path=PATH)), Viewer)
+
+
+def test_a_viewer_is_held_to_what_it_must_do() -> None:
+    teacher = build_teacher(Imported(path="tests.teachers.colours:Colours", options={"size": 4}))
+    assert isinstance(teacher, ImportedViewer)
+    teacher.teacher.score_seen = lambda records, images: []
+    with pytest.raises(UserError, match="3 records went in, 0 came out"):
+        teacher.score_seen(RECORDS, [None] * 3)
+    teacher.teacher.frame = lambda: 224
+    with pytest.raises(UserError, match="frame: expected a Frame or None, got int"):
+        teacher.frame()
 
 
 def test_an_identity_that_is_empty_is_named() -> None:
