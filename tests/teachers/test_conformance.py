@@ -11,7 +11,18 @@ import torch
 
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.teachers import Teacher, build_teacher
-from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Member, Ontology, Table
+from mint_ray.teachers.config import (
+    AnyTeacher,
+    Ensemble,
+    Fusion,
+    FusionText,
+    Generative,
+    Imported,
+    Member,
+    Ontology,
+    Table,
+)
+from tests.encoders import save_tiny_bert
 from tests.tiny import save_tiny_student
 
 LABELS = [
@@ -55,6 +66,12 @@ def generative(tmp_path: Path) -> AnyTeacher:
     return Generative(model_id=str(save_tiny_student(tmp_path / "model")), prompt="{findings}, not {absent}. Which?")
 
 
+def fusion(tmp_path: Path) -> AnyTeacher:
+    torch.set_num_threads(1)
+    text = FusionText(model_id=str(save_tiny_bert(tmp_path / "bert")), template="{findings}, not {absent}.")
+    return Fusion(text=text, findings=True, width=8, epochs=2)
+
+
 def ensemble(tmp_path: Path) -> AnyTeacher:
     few = tuple(label.label_id for label in LABELS[:2])
     members = (
@@ -64,7 +81,7 @@ def ensemble(tmp_path: Path) -> AnyTeacher:
     return Ensemble(members=members, weights="learned")
 
 
-@pytest.fixture(params=[ontology, table, imported, generative, ensemble], ids=lambda make: make.__name__)
+@pytest.fixture(params=[ontology, table, imported, generative, fusion, ensemble], ids=lambda make: make.__name__)
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
     make: Callable[[Path], AnyTeacher] = request.param
     config = make(tmp_path)
