@@ -49,10 +49,30 @@ class Prepare:
 
 
 @settings
+class FitResources:
+    """What fitting asks of the cluster, for a teacher that learns by gradient descent; changes nothing beyond
+    rounding."""
+
+    num_workers: int = 1
+    """Processes that share the work."""
+    cpus_per_worker: float = 2
+    """Processors, and arithmetic threads, of one process."""
+    gpus_per_worker: float = 0
+    """GPUs of one process."""
+    max_failures: int = 3
+    """How often the run is picked up from its last epoch after a process died."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be positive, got {self.num_workers}")
+
+
+@settings
 class Fit:
     """Who teaches."""
 
     teacher: AnyTeacher = OntologyTeacher()
+    resources: FitResources = FitResources()
 
 
 @settings

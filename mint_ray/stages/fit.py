@@ -2,30 +2,181 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.loading import dump
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mint_ray import storage
+from mint_ray.artifacts import RUNS, Artifact, open_artifact
+from mint_ray.loading import UserError, dump, from_data
 from mint_ray.records import Label, Record
 from mint_ray.stages.config import Fit
-from mint_ray.teachers import build_teacher
+from mint_ray.stages.session import connect
+from mint_ray.teachers import FitReport, Teacher, Trainable, build_teacher
+from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
-FOLDER = "teacher"
+FOLDER, REPORT, FINISHED = "teacher", "report.json", "finished"
 
 
 def fit_teacher(root: str, config: Fit, records: Artifact) -> Artifact:
-    """Folder `teacher`, as the teacher saved it; the manifest holds its settings."""
+    """Folder `teacher`, as the teacher saved it; the manifest holds its settings.
+
+    A teacher that learns by gradient descent is trained in Ray Train workers; a run of it that was cut off goes on from
+    its last epoch when the same config is run again, also on another number of workers.
+    """
     teacher = build_teacher(config.teacher)
     artifact = open_artifact(root, "fit", {"fit": dump(config)}, {"records": records.name, **teacher.inputs()})
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
-        report = teacher.fit(records.rows(Label, "labels"), records.rows(Record, "records"))
-        (draft.folder / FOLDER).mkdir()
-        teacher.save(draft.folder / FOLDER)
+        folder = draft.folder / FOLDER
+        if isinstance(teacher, Trainable):
+            report = _train(root, artifact, config, records, folder)
+        else:
+            report = teacher.fit(records.rows(Label, "labels"), records.rows(Record, "records"))
+            folder.mkdir()
+            teacher.save(folder)
         draft.counts.update(report.counts)
         draft.dropped.update(report.dropped)
-    logger.info("fit: %s, %s", config.teacher.kind, ", ".join(f"{k} {v:,}" for k, v in draft.counts.items()))
+        draft.metrics.update(report.metrics)
+    storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
+    told = {**{name: f"{count:,}" for name, count in report.counts.items()}, **report.metrics}
+    logger.info("fit: %s, %s", config.teacher.kind, ", ".join(f"{name} {value}" for name, value in told.items()))
     return artifact
+
+
+def fit_worker(job: dict[str, Any]) -> None:
+    """What one training process does; rank 0 reports the checkpoints."""
+    config: Fit = from_data(Fit, job["fit"])
+    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(get_device())
+    rank = ray.train.get_context().get_world_rank()
+    place = Path(tempfile.mkdtemp(prefix="mint-ray-"))
+    try:
+        checkpoint = ray.train.get_checkpoint()
+        resumed = None if checkpoint is None else Path(checkpoint.to_directory(str(place / "resumed")))
+        if resumed is not None and (resumed / REPORT).exists():
+            return  # an earlier attempt finished and died before its teacher was published
+        records: Artifact = job["records"]
+        teacher: Any = build_teacher(config.teacher)
+        epochs = Epochs(place, resumed, job["queue"] if rank == 0 else None)
+        report = teacher.train(records.rows(Label, "labels"), records.rows(Record, "records"), epochs)
+        finished = _save(place / FINISHED, teacher, report) if rank == 0 else None
+        ray.train.report({}, finished, checkpoint_dir_name=FINISHED)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+class Epochs:
+    """Hands the state after each epoch to Ray Train, and tells the driver how far training is."""
+
+    def __init__(self, place: Path, resumed: Path | None, queue: Queue | None) -> None:
+        self.place, self.resumed, self.queue = place, resumed, queue
+
+    def last(self) -> Path | None:
+        return self.resumed
+
+    def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
+        checkpoint = None
+        if self.queue is not None:
+            self.queue.put((epoch, epochs, note))
+            folder = self.place / f"epoch-{epoch}"
+            folder.mkdir()
+            save(folder)
+            checkpoint = Checkpoint.from_directory(str(folder))
+        ray.train.report({"epoch": epoch}, checkpoint, checkpoint_dir_name=f"epoch-{epoch}")
+        shutil.rmtree(self.place / f"epoch-{epoch}", ignore_errors=True)
+
+
+def _train(root: str, artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
+    connect()
+    filesystem, place = storage.resolve(storage.join(storage.absolute(root), RUNS))
+    resources = config.resources
+    with _progress() as queue:
+        result = _run(
+            TorchTrainer(
+                fit_worker,
+                train_loop_config={"fit": dump(config), "records": records, "queue": queue},
+                scaling_config=ScalingConfig(
+                    num_workers=resources.num_workers,
+                    use_gpu=resources.gpus_per_worker > 0,
+                    resources_per_worker={"CPU": resources.cpus_per_worker}
+                    | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+                ),
+                run_config=RunConfig(
+                    name=artifact.name,
+                    storage_path=place,
+                    storage_filesystem=filesystem,
+                    failure_config=FailureConfig(max_failures=resources.max_failures),
+                    checkpoint_config=CheckpointConfig(num_to_keep=1),
+                ),
+            )
+        )
+    with result.checkpoint.as_directory() as finished:
+        shutil.copytree(Path(finished) / FOLDER, folder)
+        return FitReport(**json.loads((Path(finished) / REPORT).read_text()))
+
+
+def _save(folder: Path, teacher: Teacher, report: FitReport) -> Checkpoint:
+    (folder / FOLDER).mkdir(parents=True)
+    teacher.save(folder / FOLDER)
+    (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report)))
+    return Checkpoint.from_directory(str(folder))
+
+
+def _run(trainer: TorchTrainer) -> Any:
+    try:
+        return trainer.fit()
+    except TrainingFailedError as failure:
+        for error in getattr(failure, "worker_failures", {}).values():
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise UserError(str(cause)) from failure
+                cause = cause.__cause__
+        raise
+
+
+@contextmanager
+def _progress() -> Iterator[Queue]:
+    """A queue that a worker fills with (epoch, epochs, note), told as progress lines by a thread of the driver."""
+    # beside the driver, so that no machine of the workers takes it along when it is lost
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
+
+    def tell() -> None:
+        progress: Progress | None = None
+        while not done.is_set():
+            try:
+                epoch, epochs, note = queue.get(timeout=1.0)
+            except Empty:
+                continue
+            progress = progress or Progress("fit", epochs, "epochs")
+            progress.reach(epoch, note)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield queue
+    finally:
+        done.set()
+        thread.join()
+        queue.shutdown()

@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
+from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
 from mint_ray.loading import UserError
-from mint_ray.students.bundled import PREFIX, bundle_of, bundled_folder
 from mint_ray.students.config import Student
 
 HUB_TIMEOUT_S = 5.0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never, runtime_checkable
 
 from mint_ray.records import Label, Record, TeacherScores
-from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Generative, Imported, Ontology, Table
+from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Fusion, Generative, Imported, Ontology, Table
 
 if TYPE_CHECKING:
     from mint_ray.images import Frame, Seen
@@ -20,6 +20,8 @@ class FitReport:
 
     counts: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """How good it is on the validation split, where it was judged."""
 
 
 class Teacher(Protocol):
@@ -58,6 +60,24 @@ class Viewer(Protocol):
         """As `score`, which reads the images itself; an image that cannot be read fails its record with that reason."""
 
 
+class Checkpoints(Protocol):
+    """Where training that may be cut off leaves its state, and finds it again."""
+
+    def last(self) -> Path | None:
+        """Folder of the state that was left last; None at the start."""
+
+    def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
+        """Called by every process after each epoch; `save` writes the state into a folder, of one process."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A teacher that learns by gradient descent, in as many processes as torch.distributed has joined."""
+
+    def train(self, labels: Sequence[Label], records: Sequence[Record], checkpoints: Checkpoints) -> FitReport:
+        """As `fit`, which does it in one go; every process gets all records and ends with the same teacher."""
+
+
 def build_teacher(config: AnyTeacher) -> Teacher:
     """The teacher that `config` describes, not yet fitted."""
     match config:
@@ -77,6 +97,10 @@ def build_teacher(config: AnyTeacher) -> Teacher:
             from mint_ray.teachers.clip import ClipTeacher
 
             return ClipTeacher(config)
+        case Fusion():
+            from mint_ray.teachers.fusion import FusionTeacher, FusionViewer
+
+            return FusionViewer(config) if config.image or config.joint else FusionTeacher(config)
         case Imported():
             from mint_ray.teachers.imported import build_imported
 

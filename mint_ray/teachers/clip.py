@@ -24,6 +24,7 @@ from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import Clip
 from mint_ray.teachers.generative import write_prompt
+from mint_ray.teachers.pretrained import identity_of
 from mint_ray.teachers.probe import (
     Array,
     Places,
@@ -33,7 +34,6 @@ from mint_ray.teachers.probe import (
     fit_temperature,
     likelihood_loss,
 )
-from mint_ray.teachers.weights import identity_of
 
 logger = logging.getLogger("mint_ray")
 

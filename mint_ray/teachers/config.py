@@ -134,6 +134,188 @@ class Clip:
 
 
 @settings
+class LanguageBlock:
+    """One frozen transformer block of a language model between an image encoder's tokens and what is made of them
+    (arXiv 2403.17343), with a linear layer that is trained ahead of it and one behind it."""
+
+    model_id: str
+    """Folder of a Llama-like causal language model in safetensors, or its id on the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit of a model of the Hub."""
+    layer: int = -1
+    """Which block, from 0; negative numbers count from the last."""
+
+    def __post_init__(self) -> None:
+        _check_revision(self.revision)
+
+
+@settings
+class Augmentation:
+    """How the images are varied in training; what changes what an image means must be turned off."""
+
+    flip: bool = True
+    """Mirror half of them."""
+    turn: bool = True
+    """Turn them by 0, 90, 180 or 270 degrees."""
+    crop: float = 0.8
+    """Least share of the side that is seen; 1 shows all of it."""
+    colour: float = 0.1
+    """Largest relative change of brightness, contrast and saturation; 0 for none."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"crop must lie above 0 and at most at 1, got {self.crop}")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"colour must be at least 0 and below 1, got {self.colour}")
+
+
+def _check_train(train: str) -> None:
+    if not re.fullmatch(r"frozen|all|last:[1-9]\d*", train):
+        raise ValueError(f"train must be frozen, all or last:N, got {train!r}")
+
+
+@settings
+class FusionImage:
+    """The image of a record, through a vision encoder."""
+
+    model_id: str = "bundled:efficientnet-lite0"
+    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel reads: a ViT, the
+    vision tower of a CLIP, a convolutional network."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits."""
+    pooling: Literal["mean", "first", "model"] = "mean"
+    """What is made of its tokens: their mean, the first, or what the model itself makes of them."""
+    train: str = "frozen"
+    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
+    copies: int = 8
+    """Times that a frozen encoder looks at each training image: once as it is, and varied the other times."""
+    augmentation: Augmentation = Augmentation()
+    language_block: LanguageBlock | None = None
+    max_bytes: int = 32_000_000
+    """Largest file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width."""
+
+    def __post_init__(self) -> None:
+        _check_revision(self.revision)
+        _check_train(self.train)
+        if self.copies < 1:
+            raise ValueError(f"copies must be positive, got {self.copies}")
+
+
+@settings
+class FusionText:
+    """What is written of a record, through a text encoder."""
+
+    model_id: str = "bundled:all-minilm-l6-v2"
+    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel reads."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits."""
+    template: str = "{text}"
+    """What the encoder reads, as the prompt of `generative`."""
+    max_length: int = 256
+    """Tokens read; what is longer is cut off."""
+    pooling: Literal["mean", "first"] = "mean"
+    """What is made of its tokens: their mean, or the first."""
+    train: str = "frozen"
+    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
+
+    def __post_init__(self) -> None:
+        _check_revision(self.revision)
+        _check_train(self.train)
+        _check_template("template", self.template)
+
+
+@settings
+class FusionJoint:
+    """Image and text through one encoder that attends across them, such as ViLT (GestaltMML: dandelin/vilt-b32-mlm)."""
+
+    model_id: str
+    """Folder of a ViLT in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits."""
+    template: str = "{text}"
+    """What it reads, as the prompt of `generative`."""
+    max_length: int = 40
+    """Tokens read; what is longer is cut off."""
+    train: str = "all"
+    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
+    copies: int = 8
+    """As of `image`."""
+    augmentation: Augmentation = Augmentation()
+    max_bytes: int = 32_000_000
+    """Largest file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width."""
+
+    def __post_init__(self) -> None:
+        _check_revision(self.revision)
+        _check_train(self.train)
+        _check_template("template", self.template)
+
+
+@settings
+class Fusion:
+    """A network over whatever a record has, image, text, coded fields and coded findings, trained on known labels."""
+
+    kind: Literal["fusion"] = "fusion"
+    image: FusionImage | None = None
+    text: FusionText | None = None
+    joint: FusionJoint | None = None
+    """In place of `image` and `text`."""
+    fields: dict[str, Literal["number", "duration", "category"]] = dataclasses.field(default_factory=dict)
+    """Coded fields to read, and how: a number, an ISO 8601 duration such as `P4Y`, a word of a vocabulary. Leave out
+    what gives the label away, such as the gene of a genetic disease."""
+    findings: bool = False
+    """Whether coded phenotypes are read, each with all that it is a kind of."""
+    fusion: Literal["concat", "gated", "attention"] = "concat"
+    """How the parts become one: side by side, as a mean whose weights they decide, or by attending to each other."""
+    width: int = 256
+    """Numbers that each part is projected to."""
+    dropout: float = 0.5
+    """Share of the fused numbers dropped while it learns."""
+    modality_dropout: float = 0.3
+    """Share of the parts hidden while it learns, so that it can answer from any of them."""
+    finding_dropout: float = 0.3
+    """Share of a record's findings hidden while it learns."""
+    class_balanced: bool = False
+    """Whether each label weighs the same, however many records it has."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all labels."""
+    learning_rate: float = 1e-3
+    """Of everything but the encoders."""
+    encoder_learning_rate: float = 1e-4
+    """Of the weights of encoders that learn."""
+    weight_decay: float = 0.01
+    epochs: int = 40
+    """Most passes over the training split."""
+    patience: int = 8
+    """Passes without a lower validation loss after which it stops."""
+    batch_size: int = 64
+    """Records of one step, on all workers together."""
+    max_bad_share: float = 0.05
+    """Share (0 to 1) of the labelled records whose image cannot be read above which fitting stops."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.image or self.text or self.joint or self.fields or self.findings):
+            raise ValueError("it is to read nothing; give image, text, joint, fields or findings")
+        if self.joint and (self.image or self.text):
+            raise ValueError("joint reads image and text itself; leave those two out")
+        for name in ("width", "epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("dropout", "modality_dropout", "finding_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "encoder_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must lie in 0 to 1, got {self.max_bad_share}")
+
+
+@settings
 class Imported:
     """A teacher from a module of yours. Its code runs in every process that fits or asks it."""
 
@@ -187,4 +369,4 @@ class Ensemble:
             raise ValueError("weights are to be learned, yet a member is given one")
 
 
-AnyTeacher = Annotated[Table | Ontology | Generative | Clip | Imported | Ensemble, Field(discriminator="kind")]
+AnyTeacher = Annotated[Table | Ontology | Generative | Clip | Fusion | Imported | Ensemble, Field(discriminator="kind")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mint_ray import storage
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.likelihood import completion_scores
@@ -20,9 +18,7 @@ from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import PLACEHOLDER, Generative
-
-READ = (".json", ".safetensors", ".model", ".jinja", ".txt")
-"""Ends of the names of the files that make a model in a folder what it is."""
+from mint_ray.teachers.pretrained import identity_of
 
 
 class GenerativeTeacher:
@@ -34,20 +30,7 @@ class GenerativeTeacher:
 
     def inputs(self) -> dict[str, str]:
         """The commit of a model of the Hub, or a sha256 over the files of a folder."""
-        folder = Path(self.config.model_id).expanduser()
-        if folder.is_dir():
-            if self.config.revision is not None:
-                raise UserError(f"revision: {self.config.model_id} is a folder and has none")
-            files = sorted(path for path in folder.iterdir() if path.suffix in READ)
-            if not any(path.suffix == ".safetensors" for path in files):
-                raise UserError(f"model_id: {self.config.model_id}: holds no .safetensors, and nothing else is read")
-            lines = [f"{path.name} {storage.sha256(str(path))}\n" for path in files]
-            return {"model": hashlib.sha256("".join(lines).encode()).hexdigest()}
-        if self.config.revision is None:
-            raise UserError(
-                f"model_id: no folder {self.config.model_id!r}; a model of the Hub needs its commit as revision"
-            )
-        return {"model": self.config.revision}
+        return {"model": identity_of(self.config.model_id, self.config.revision)}
 
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
         """Nothing is learned; the names are kept."""

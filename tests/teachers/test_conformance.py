@@ -11,7 +11,19 @@ import torch
 
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.teachers import Teacher, build_teacher
-from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Generative, Imported, Member, Ontology, Table
+from mint_ray.teachers.config import (
+    AnyTeacher,
+    Clip,
+    Ensemble,
+    Fusion,
+    FusionText,
+    Generative,
+    Imported,
+    Member,
+    Ontology,
+    Table,
+)
+from tests.encoders import save_tiny_bert
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student
 
@@ -61,6 +73,12 @@ def clip(tmp_path: Path) -> AnyTeacher:
     return Clip(model_id=str(save_tiny_clip(tmp_path / "clip")), text_template="{findings}, not {absent}")
 
 
+def fusion(tmp_path: Path) -> AnyTeacher:
+    torch.set_num_threads(1)
+    text = FusionText(model_id=str(save_tiny_bert(tmp_path / "bert")), template="{findings}, not {absent}.")
+    return Fusion(text=text, findings=True, width=8, epochs=2)
+
+
 def ensemble(tmp_path: Path) -> AnyTeacher:
     few = tuple(label.label_id for label in LABELS[:2])
     members = (
@@ -70,7 +88,7 @@ def ensemble(tmp_path: Path) -> AnyTeacher:
     return Ensemble(members=members, weights="learned")
 
 
-@pytest.fixture(params=[ontology, table, imported, generative, clip, ensemble], ids=lambda make: make.__name__)
+@pytest.fixture(params=[ontology, table, imported, generative, clip, fusion, ensemble], ids=lambda make: make.__name__)
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
     make: Callable[[Path], AnyTeacher] = request.param
     config = make(tmp_path)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
+from mint_ray.bundled import BUNDLES, Bundle, bundle_of, bundled_folder, cached_folder
 from mint_ray.loading import UserError
 from mint_ray.records import Message
 from mint_ray.students import Generation, Student, StudentGenerator
-from mint_ray.students.bundled import BUNDLES, Bundle, bundle_of, bundled_folder, cached_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SMOLLM2 = BUNDLES["smollm2-135m-instruct"]

@@ -1,0 +1,50 @@
+"""Image and text encoders of two layers with random weights, saved as `from_pretrained` reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BertConfig, BertModel, ViltConfig, ViltModel, ViTConfig, ViTModel
+
+from tests.tiny import tiny_tokenizer
+
+SIZE = 32
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "image_size": SIZE,
+    "patch_size": 16,
+    "vocab_size": 400,
+    "initializer_range": 0.2,
+}
+PREPROCESSING = {
+    "size": {"height": SIZE, "width": SIZE},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+}
+
+
+def save_tiny_vit(folder: Path) -> Path:
+    return _save(folder, ViTModel, ViTConfig, {name: SHAPE[name] for name in SHAPE if name != "vocab_size"})
+
+
+def save_tiny_bert(folder: Path) -> Path:
+    return _save(folder, BertModel, BertConfig, SHAPE)
+
+
+def save_tiny_vilt(folder: Path) -> Path:
+    return _save(folder, ViltModel, ViltConfig, SHAPE)
+
+
+def _save(folder: Path, model: Any, config: Any, shape: dict[str, Any]) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model(config(**shape)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    return folder
