@@ -41,7 +41,7 @@ class Head:
     def mint_ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the command line as a client of this head."""
         command = [sys.executable, "-m", "mint_ray.cli", *arguments]
-        told = self.environment | {"RAY_API_SERVER_ADDRESS": self.address} | environment
+        told = (self.environment or os.environ) | {"RAY_API_SERVER_ADDRESS": self.address} | environment
         return subprocess.run(command, capture_output=True, text=True, timeout=500, env=told)
 
 

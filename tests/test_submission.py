@@ -119,9 +119,6 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(head: Head, spec: P
 
 def test_a_cluster_that_is_not_there_is_named(spec: Path) -> None:
     nowhere = Head(0, "http://127.0.0.1:9", {}, spec.parent)
-    from os import environ
-
-    nowhere.environment = dict(environ)
     done = nowhere.mint_ray("status")
     assert done.returncode == 2
     assert "mint-ray: http://127.0.0.1:9: nobody answers" in done.stderr
