@@ -62,9 +62,9 @@ def examine(address: str, config: PipelineConfig | None) -> Iterator[Finding]:
 
     A script runs on every machine for seconds; no machine is started for it. Findings come as they are made.
     """
-    door, asked_at = _look_at_door(address)
+    door, clock = _look_at_door(address)
     yield door
-    if asked_at is None:
+    if clock is None:
         return
     try:
         client = submission.connect(address)
@@ -72,7 +72,7 @@ def examine(address: str, config: PipelineConfig | None) -> Iterator[Finding]:
         yield Finding("token", "bad", str(error))
         return
     yield from _judge_transport(address)
-    yield _judge_clock_of_head(asked_at)
+    yield clock
     try:
         report = _run_probe(client, storage.absolute(config.root) if config else None)
     except (RuntimeError, TimeoutError) as error:
@@ -115,24 +115,20 @@ def demands(config: PipelineConfig) -> list[Demand]:
     return [demand for demand in found if demand.gpus]
 
 
-def _look_at_door(address: str) -> tuple[Finding, float | None]:
-    """Whether the dashboard answers whom it does not know, and by how many seconds its clock is ahead of ours."""
-    url = f"{address.rstrip('/')}/api/jobs/"
+def _look_at_door(address: str) -> tuple[Finding, Finding | None]:
+    """Whether the dashboard answers whom it does not know, and how its clock stands to ours; None for nobody there."""
+    before = time.time()
     try:
-        before = time.time()
-        answer = requests.get(url, timeout=30, allow_redirects=False)
-        middle = (before + time.time()) / 2
+        answer = requests.get(f"{address.rstrip('/')}/api/jobs/", timeout=30, allow_redirects=False)
     except requests.RequestException as error:
         return Finding("dashboard", "bad", f"{address}: nobody answers: {' '.join(str(error).split())}"), None
-    date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() if "Date" in answer.headers else middle
-    # the header has whole seconds, cut off
-    ahead = date + 0.5 - middle
+    clock = judge_date(answer.headers.get("Date"), before, time.time())
     if answer.status_code in (401, 403) or answer.is_redirect:
-        return Finding("dashboard", "good", f"asks for a token (status {answer.status_code})"), ahead
+        return Finding("dashboard", "good", f"asks for a token (status {answer.status_code})"), clock
     if answer.ok:
         text = "open: whoever reaches it runs commands on the cluster; start it with RAY_AUTH_MODE=token"
-        return Finding("dashboard", "bad", text), ahead
-    return Finding("dashboard", "unknown", f"status {answer.status_code} without a token"), ahead
+        return Finding("dashboard", "bad", text), clock
+    return Finding("dashboard", "unknown", f"status {answer.status_code} without a token"), clock
 
 
 def _judge_transport(address: str) -> Iterator[Finding]:
@@ -142,7 +138,12 @@ def _judge_transport(address: str) -> Iterator[Finding]:
         yield Finding("transport", "unknown", text)
 
 
-def _judge_clock_of_head(ahead: float) -> Finding:
+def judge_date(date: str | None, before: float, after: float) -> Finding:
+    """By the `Date` of an answer, which has whole seconds, that came between two looks at our clock."""
+    if date is None:
+        return Finding("clocks", "unknown", "the head's answer has no date")
+    there = email.utils.parsedate_to_datetime(date).timestamp()
+    ahead = there - after if there > after else min(there + 1 - before, 0)
     if abs(ahead) > SKEW_SECONDS:
         return Finding("clocks", "bad", f"the head's is {ahead:+.0f} s from this machine's")
     return Finding("clocks", "good", "the head's agrees with this machine's")

@@ -18,7 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"  # noqa: S105
-START_SECONDS = 180
+START_SECONDS = 400
 """Ray gives up after 30, which a busy machine can need."""
 
 
@@ -35,7 +35,7 @@ class Head:
 
     def join(self, *options: str, environment: Mapping[str, str]) -> None:
         """Start a second machine, in a process, with its own environment."""
-        start = ["start", f"--address=127.0.0.1:{self.port}", *options]
+        start = ["start", f"--address=127.0.0.1:{self.port}", f"--dashboard-agent-listen-port={_free_port()}", *options]
         self.stack.enter_context(_running(start, self.environment | environment, self.folder / "node.log"))
 
     def mint_ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

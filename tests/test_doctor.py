@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mint_ray.config import PipelineConfig
-from mint_ray.doctor import Finding, judge, versions
+from mint_ray.doctor import Finding, judge, judge_date, versions
 from mint_ray.loading import from_data
 from tests.heads import Head, start_head
 
@@ -166,3 +166,15 @@ def test_clocks_that_a_slow_answer_could_explain_are_not_called_wrong() -> None:
     wrong = node("10.0.0.2", skew=-6.0, skew_error=0.1)
     assert "clocks" not in findings([HEAD, slow], [], config(0))
     assert findings([HEAD, wrong], [], config(0))["clocks"].text == "that of machine 10.0.0.2 is -6.0 s from the head's"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "state"),
+    [(0.2, 0.4, "good"), (-4.5, -4.4, "good"), (-7, -6, "bad"), (7.5, 8, "bad"), (-20, 20, "good")],
+)
+def test_the_heads_clock_is_judged_within_what_date_and_answer_leave_open(
+    before: float, after: float, state: str
+) -> None:
+    # Sat, 21 Nov 2026 17:34:55 GMT
+    date, seconds = "Sat, 21 Nov 2026 17:34:55 GMT", 1795282495
+    assert judge_date(date, seconds + before, seconds + after).state == state

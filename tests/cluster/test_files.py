@@ -28,6 +28,7 @@ MANIFESTS = [
     *sorted((ROOT / "cluster" / "kuberay").glob("*.yaml")),
     *sorted((ROOT / "jobs" / "kuberay").glob("*.yaml")),
 ]
+SKY = ROOT / "cluster" / "sky.yaml"
 INFRA = sorted((ROOT / "jobs" / "infra").glob("*.yaml"))
 KEEPALIVE = {
     "RAY_grpc_client_keepalive_time_ms": "5000",
@@ -214,7 +215,7 @@ def test_kuberays_own_schemas_accept_every_manifest() -> None:
 def test_image_manifests_and_lock_agree_on_versions() -> None:
     version, ray = project()["version"], locked("ray")
     tag = f"registry.example.com/mint-ray:{version}-ray{ray}"
-    texts = [path.read_text() for path in [*LAUNCHED, *MANIFESTS, ROOT / "cluster" / "Containerfile"]]
+    texts = [path.read_text() for path in [*LAUNCHED, *MANIFESTS, SKY, ROOT / "cluster" / "Containerfile"]]
     images = {found for text in texts for found in re.findall(r"\S+/mint-ray:[\w.-]+", text)}
     assert images == {tag}
     assert {cluster.values[0]["rayVersion"] for cluster in clusters()} == {ray}
@@ -228,6 +229,16 @@ def test_the_lock_holds_every_dependency_within_its_bounds_and_by_hash() -> None
     entries = re.split(r"\n(?=\w)", lock)
     assert all("--hash=sha256:" in entry for entry in entries if "==" in entry.split("\n")[0])
     assert (ROOT / "cluster" / "Containerfile").read_text().count("--require-hashes") == 1
+
+
+def test_what_skypilot_runs_is_in_the_image_and_keeps_its_state_in_a_bucket() -> None:
+    said = yaml.safe_load(SKY.read_text())
+    assert said["resources"]["use_spot"] is True
+    assert said["envs"]["ROOT"].startswith("s3://")
+    verb, spec, *layers = said["run"].removeprefix("mint-ray ").split()
+    assert (verb, layers[-2:]) == ("run", ["--root", '"$ROOT"'])
+    local = [ROOT / path.removeprefix("/opt/mint_ray/") for path in (spec, layers[layers.index("--with") + 1])]
+    assert load(PipelineConfig, local[0], layers=local[1:]).train.resources.gpus_per_worker == 1
 
 
 @pytest.mark.parametrize("path", INFRA, ids=name)
