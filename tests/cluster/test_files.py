@@ -215,8 +215,11 @@ def test_kuberays_own_schemas_accept_every_manifest() -> None:
 def test_image_manifests_and_lock_agree_on_versions() -> None:
     version, ray = project()["version"], locked("ray")
     tag = f"registry.example.com/mint-ray:{version}-ray{ray}"
-    texts = [path.read_text() for path in [*LAUNCHED, *MANIFESTS, SKY, ROOT / "cluster" / "Containerfile"]]
-    images = {found for text in texts for found in re.findall(r"\S+/mint-ray:[\w.-]+", text)}
+    texts = [
+        path.read_text()
+        for path in [*LAUNCHED, *MANIFESTS, SKY, ROOT / "cluster" / "Containerfile", ROOT / "cluster" / "README.md"]
+    ]
+    images = {found for text in texts for found in re.findall(r"[\w.]+/mint-ray:[\w.-]+", text)}
     assert images == {tag}
     assert {cluster.values[0]["rayVersion"] for cluster in clusters()} == {ray}
 
