@@ -1,0 +1,8 @@
+"""Run every stage of a spec: `ray job submit --working-dir jobs -- python run.py quickstart.yaml --root s3://...`."""
+
+import sys
+
+from mint_ray.cli import main
+
+sys.argv.insert(1, "run")
+main()
