@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,15 @@ def told(study: optuna.Study) -> list[Any]:
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 @pytest.fixture(scope="module")
 def unbroken() -> list[Any]:
     logs: list[dict[str, Any]] = []
     run_all(Ledger(study_in(Memory(logs)), config("x").sweep, 5))
-    return [*told(study_in(Memory(logs))), len(logs)]
+    entries = len(logs)
+    return [*told(study_in(Memory(logs))), entries]
 
 
 def test_trials_are_given_up_and_finished(unbroken: list[Any]) -> None:
@@ -305,7 +308,10 @@ def test_a_study_in_sqlite_is_gone_on_with(tmp_path: Path) -> None:
 def test_a_password_in_the_store_is_in_no_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mint_ray")
     made = config(tmp_path, store="postgresql://sweeper:hunter2@127.0.0.1:1/studies")
-    with pytest.raises(UserError, match=r"sweep\.store: postgresql://127\.0\.0\.1:1/studies") as refused, open_study(made):
+    with (
+        pytest.raises(UserError, match=r"sweep\.store: postgresql://127\.0\.0\.1:1/studies") as refused,
+        open_study(made),
+    ):
         raise AssertionError("not reached")
     assert "hunter2" not in str(refused.value) + caplog.text
 
@@ -320,7 +326,13 @@ def test_a_remote_root_needs_a_store(tmp_path: Path) -> None:
 
 def test_the_name_is_that_of_what_is_drawn_and_judged(tmp_path: Path) -> None:
     made = config(tmp_path)
-    same = [{"sweep.trials": 99}, {"sweep.store": "x"}, {"root": "y"}, {"sweep.resources.concurrent": 3}, {"title": "t"}]
+    same = [
+        {"sweep.trials": 99},
+        {"sweep.store": "x"},
+        {"root": "y"},
+        {"sweep.resources.concurrent": 3},
+        {"title": "t"},
+    ]
     other = [{"sweep.metric": "car"}, {"sweep.search.seed": 3}, {"train.trainer.learning_rate": 1e-5}]
     assert {study_name(replace(made, change)) for change in same} == {study_name(made)}
     assert len({study_name(replace(made, change)) for change in other} | {study_name(made)}) == len(other) + 1
