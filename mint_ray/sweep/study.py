@@ -166,6 +166,8 @@ class Ledger:
         self._seed(self._count() if number is None else number, "")
         trial = self.study.ask() if number is None else optuna.Trial(self.study, self._frozen(number)._trial_id)
         self._trials[trial.number] = trial
+        # what is drawn together is drawn with this seed, not with that of the first parameter that is still missing
+        _ = trial.relative_params
         changes = trial.user_attrs.get(CHANGES)
         if changes is None:
 
@@ -305,6 +307,9 @@ def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
             return TPESampler(
                 seed=seed,
                 n_startup_trials=sweep.search.startup_trials,
+                # parameters are drawn together, and those that only some trials have in a group of their own
+                group=isinstance(sweep.search, Tpe),
+                warn_independent_sampling=False,
                 # trials that run beside each other must not all go to the same place
                 constant_liar=sweep.resources.concurrent > 1,
             )

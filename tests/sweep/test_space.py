@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mint_ray.config import SweepConfig
-from mint_ray.loading import UserError, from_data, replace
+from mint_ray.loading import UserError, from_data, load, replace
 from mint_ray.search import Choice, Float, Int
 from mint_ray.sweep.space import check_space, draw, grid, names_of
 
@@ -137,3 +139,11 @@ def test_a_path_inside_another_is_refused() -> None:
 def test_a_grid_over_a_range_without_points_is_refused() -> None:
     with pytest.raises(UserError, match=r"sweep\.space\.b: a grid needs points"):
         list(grid({"b": Float(low=0.1, high=1.0)}))
+
+
+def test_the_sweep_that_is_shipped_can_be_drawn_from() -> None:
+    shipped = load(SweepConfig, Path(__file__).parents[2] / "jobs" / "rare_disease.sweep.yaml")
+    check_space(shipped.pipeline, shipped.sweep.space)
+    samplers = names_of(shipped.sweep.space["pair.sampler"])  # type: ignore[arg-type]
+    assert len(samplers) >= 4
+    assert shipped.sweep.trials >= 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,15 @@ def told(study: optuna.Study) -> list[Any]:
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 @pytest.fixture(scope="module")
 def unbroken() -> list[Any]:
     logs: list[dict[str, Any]] = []
     run_all(Ledger(study_in(Memory(logs)), config("x").sweep, 5))
-    return [*told(study_in(Memory(logs))), len(logs)]
+    entries = len(logs)
+    return [*told(study_in(Memory(logs))), entries]
 
 
 def test_trials_are_given_up_and_finished(unbroken: list[Any]) -> None:

@@ -1,0 +1,108 @@
+"""Time a sweep against the same trials as whole runs of their own, one after the other, and say where the gain lies.
+
+    python jobs/benchmarks/sweep.py jobs/rare_disease.sweep.yaml sweep.trials=6 --json
+
+The sweep is `mint-ray sweep`, from its start to its report, its runs of the default and of the winner on the test split
+among them. Each of its trials, those that it gave up too, is then run by `mint-ray evaluate` into an empty root, as
+somebody would who changes a spec and runs it again. `ratio` is their time together over the sweep's; `gained` says how
+many seconds less the sweep spent in which stages: what several trials share is made once, and what is given up is not
+made to its end. `beside` is what is left: trials that ran beside each other, and the start of a process for each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mint_ray.artifacts import read_manifest
+
+STAGES = {
+    "scores": ("prepare", "fit", "score"),
+    "pairs": ("pair", "tokenize"),
+    "training and pruning": ("train",),
+    "answers": ("answer", "evaluate", "report", "sweep"),
+}
+
+
+def mint_ray(*arguments: str, codes: tuple[int, ...] = (0,)) -> tuple[float, dict[str, Any]]:
+    """Seconds that the command took, and the object that it printed last."""
+    command = [sys.executable, "-c", "from mint_ray.cli import main; main()", *arguments, "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    if done.returncode not in codes:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {done.returncode}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return time.perf_counter() - started, found
+
+
+def seconds_by_part(root: Path) -> dict[str, float]:
+    """Seconds that the artifacts below a root took to make, by the parts of `STAGES`."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for path in root.glob("*-*/manifest.json"):
+        manifest = read_manifest(str(path.parent))
+        part = next(part for part, stages in STAGES.items() if manifest.stage in stages)
+        # the time of an evaluation holds that of its answers
+        if manifest.stage != "answer":
+            seconds[part] += manifest.seconds
+    return seconds
+
+
+@click.command()
+@click.argument("spec", type=click.Path(exists=True, path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Make the last line one JSON object.")
+def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Time the sweep of SPEC against its trials one by one."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "sweep"
+        # seeds are runs that the trials alone would not make either
+        sweep_seconds, swept = mint_ray(
+            "sweep", str(spec), *overrides, "sweep.seeds=0", "--root", str(root), codes=(0, 1)
+        )
+        spent = seconds_by_part(root)
+        trials = [
+            row for row in json.loads((Path(swept["report"]) / "trials.json").read_text()) if row["state"] != "fail"
+        ]
+        spent["training and pruning"] += sum(row["wall_seconds"] for row in trials if row["state"] == "pruned")
+        config = read_manifest(swept["report"]).config["sweep"]
+        alone = Path(place) / "alone.yaml"
+        alone.write_text(json.dumps({key: value for key, value in config.items() if key != "sweep"}))
+        alone_seconds, alone_spent = 0.0, dict.fromkeys(STAGES, 0.0)
+        for row in trials:
+            changes = [f"{path}={json.dumps(value)}" for path, value in row["changes"].items()]
+            into = Path(place) / f"trial-{row['number']}"
+            seconds, _ = mint_ray("evaluate", str(alone), *changes, "evaluate.split=validation", "--root", str(into))
+            alone_seconds += seconds
+            for part, share in seconds_by_part(into).items():
+                alone_spent[part] += share
+            click.echo(f"trial {row['number']} ({row['state']}): {seconds:.1f} s alone", err=True)
+    gained = {part: round(alone_spent[part] - spent[part], 1) for part in STAGES}
+    gained["beside"] = round(alone_seconds - sweep_seconds - sum(gained.values()), 1)
+    ratio = alone_seconds / sweep_seconds
+    click.echo(
+        f"{len(trials)} trials: sweep {sweep_seconds:.1f} s, one by one {alone_seconds:.1f} s, ratio {ratio:.2f}; "
+        + ", ".join(f"{part} {seconds:+.1f} s" for part, seconds in gained.items())
+    )
+    if as_json:
+        told = {
+            "trials": len(trials),
+            "pruned": sum(row["state"] == "pruned" for row in trials),
+            "sweep_seconds": round(sweep_seconds, 1),
+            "alone_seconds": round(alone_seconds, 1),
+            "ratio": round(ratio, 3),
+            "gained_seconds": gained,
+            "processors": os.cpu_count(),
+        }
+        click.echo(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
