@@ -106,10 +106,13 @@ class Ledger:
 
         `seconds` are all that the trial has cost.
         """
+        if (state := self._frozen(number).state) != TrialState.RUNNING:
+            return state == TrialState.PRUNED
         trial = self._trials[number]
         curve = trial.user_attrs.get(CURVE, {})
         decisions = trial.user_attrs.get(DECISIONS, {})
-        trial.set_user_attr(RUN, run)
+        if trial.user_attrs.get(RUN) != run:
+            trial.set_user_attr(RUN, run)
         self._cost(number, seconds)
         if str(step) in decisions:
             return bool(decisions[str(step)])

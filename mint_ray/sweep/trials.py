@@ -47,6 +47,8 @@ def run_trials(ledger: Ledger, config: PipelineConfig) -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         # Ctrl-C ends the sweep, and does not only end the search
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        # its table of parameters says less than the log does
+        "RAY_AIR_NEW_OUTPUT": "0",
         # a trial that was given up hangs in a report; it need not be waited for
         "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
     }
@@ -109,7 +111,7 @@ class StudySearcher(Searcher):
             return str(Searcher.FINISHED)
         sweep = self.ledger.sweep
         changed = ", ".join(f"{path} {json.dumps(value)}" for path, value in drawn.changes.items())
-        logger.info("sweep: trial %d of %d: %s", drawn.number + 1, self.ledger.total, changed)
+        logger.info("sweep: trial %d (%d in all): %s", drawn.number, self.ledger.total, changed)
         self.numbers[trial_id] = drawn.number
         trial = {
             "config": dump(replace(self.config, drawn.changes)),
@@ -149,19 +151,19 @@ class StudyScheduler(FIFOScheduler):
         if "rung" in result and not result.get("done"):
             step, value = int(result["step"]), float(result["rung"])
             if self.ledger.evaluated(number, result["run"], step, value, result["cost"]):
-                logger.info("sweep: trial %d given up at step %d", number + 1, step)
+                logger.info("sweep: trial %d given up at step %d", number, step)
                 return str(TrialScheduler.STOP)
         if "metrics" in result:
             metrics = json.loads(result["metrics"])
             self.ledger.finished(number, metrics, json.loads(result["artifacts"]), result["cost"])
-            logger.info("sweep: trial %d: %s", number + 1, self._value(metrics))
+            logger.info("sweep: trial %d: %s", number, self._value(metrics))
         return str(TrialScheduler.CONTINUE)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         # before the second attempt, and after it
         error = _last_line(Path(trial.error_file).read_text(encoding="utf-8"))
         self.ledger.raised(trial.config["number"], error)
-        logger.warning("sweep: trial %d raised: %s", trial.config["number"] + 1, error)
+        logger.warning("sweep: trial %d raised: %s", trial.config["number"], error)
 
     def _value(self, metrics: Mapping[str, Any]) -> str:
         metric = self.ledger.sweep.metric
