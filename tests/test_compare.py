@@ -66,6 +66,7 @@ def modified(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_comparison_shares_what_is_shared_reports_what_fails_and_is_not_run_twice(spec: Path) -> None:
     root = spec.parent / "out"
     first = mint_ray("compare", str(spec), "--root", str(root), "--json", code=1)

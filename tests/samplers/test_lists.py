@@ -7,7 +7,7 @@ from itertools import permutations
 from math import log
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mint_ray.records import TeacherScores
@@ -142,6 +142,7 @@ KNOWLEDGE = Knowledge(confusions=TIES, siblings=TIES)
 MEMBERS = (Share(sampler=Hard()), Share(sampler=Confusion(temperature=0.5), weight=2), Share(sampler=Uniform()))
 
 
+@settings(deadline=None)
 @given(
     sampler=st.sampled_from(
         [
