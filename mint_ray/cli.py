@@ -328,12 +328,13 @@ def doctor(address: str, spec: Path | None, **given: Any) -> None:
 
 
 @cli.command()
-def schema() -> None:
+@click.option("--compare", "comparison", is_flag=True, help="Of a spec of `mint-ray compare`.")
+def schema(comparison: bool) -> None:
     """Print the JSON Schema of a spec."""
-    from mint_ray.config import PipelineConfig
+    from mint_ray.config import ComparisonConfig, PipelineConfig
     from mint_ray.loading import json_schema
 
-    click.echo(json.dumps(json_schema(PipelineConfig), indent=2))
+    click.echo(json.dumps(json_schema(ComparisonConfig if comparison else PipelineConfig), indent=2))
 
 
 def main() -> None:

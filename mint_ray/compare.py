@@ -124,7 +124,8 @@ def run_comparison(config: ComparisonConfig) -> Compared:
                 runs[method.name].append(run_pipeline(each, "evaluate"))
             except Exception as error:
                 failed[method.name] = _one_line(error)
-                logger.exception("compare: %s failed; the other methods go on", method.name)
+                told = None if isinstance(error, UserError) else error
+                logger.error("compare: %s failed: %s", method.name, failed[method.name], exc_info=told)
                 break
     report = write_comparison(config, methods, records, runs, failed)
     return Compared(report=report, failed=failed)
@@ -397,6 +398,7 @@ class Judge:
                 answers[first].runs,
                 answers[second].runs,
                 metric=metric,
+                top=self.sampler.top,
                 truth=self.truth,
                 group=self.group,
                 resamples=self.settings.resamples,

@@ -54,8 +54,9 @@ def test_every_shipped_spec_loads(path: Path) -> None:
     assert from_data(cls, dump(config)) == config
 
 
-def test_schema_describes_every_field() -> None:
-    done = mint_ray("schema")
+@pytest.mark.parametrize("options", [[], ["--compare"]])
+def test_schema_describes_every_field(options: list[str]) -> None:
+    done = mint_ray("schema", *options)
     schema = json.loads(done.stdout)
     bare = [
         f"{name}.{key}"
@@ -128,7 +129,7 @@ def test_layers_are_laid_over_the_spec_in_order_and_a_bad_one_is_named(folder: P
     )
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "check"])
+@pytest.mark.parametrize("verb", [*VERBS, "check", "compare"])
 def test_every_verb_that_takes_a_spec_takes_layers(verb: str, folder: Path) -> None:
     result = CliRunner().invoke(cli, [verb, str(folder / "spec.yaml"), "--with", str(folder / "none.yaml")])
     assert str(result.exception).endswith("none.yaml: no such file")

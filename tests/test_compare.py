@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from mint_ray.artifacts import verify
-from mint_ray.compare import plan_methods
+from mint_ray.artifacts import Artifact, open_artifact, verify
+from mint_ray.compare import Method, check_leaks, collect_answers, plan_methods, write_comparison
 from mint_ray.config import ComparisonConfig
 from mint_ray.loading import UserError, from_data, load
+from mint_ray.records import Label, Phenotype, Prediction, Record, TeacherScores
 from mint_ray.stages.config import Pair
+from mint_ray.tasks import build_task
+from mint_ray.tasks.config import RareDisease
 from tests.tiny import save_tiny_student
 
 SPEC = """
@@ -63,6 +66,7 @@ def modified(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_comparison_shares_what_is_shared_reports_what_fails_and_is_not_run_twice(spec: Path) -> None:
     root = spec.parent / "out"
     first = mint_ray("compare", str(spec), "--root", str(root), "--json", code=1)
@@ -180,3 +184,199 @@ def test_the_shipped_comparison_is_on_equal_terms_and_has_its_controls() -> None
     assert all(method.unequal == [] and len(method.configs) == 3 for method in methods.values())
     assert {method.configs[0].pair.control for method in methods.values()} == {None, "swapped", "relabelled"}
     assert methods["orpo"].configs[0].pair == Pair(sampler=shipped.pair.sampler)
+
+
+LABELS = [Label(label_id=f"OMIM:{number}", name=f"Disease {number}") for number in range(1, 9)]
+IDS = [label.label_id for label in LABELS]
+FINDINGS = ["Seizure", "Short stature", "Ataxia", "Cleft palate", "Deafness", "Hypotonia", "Scoliosis", "Polydactyly"]
+
+
+def case(number: int, split: Any) -> Record:
+    """Every case has findings of its own."""
+    told = [Phenotype(id=f"HP:000{number}{place}", label=f"{name} {number}") for place, name in enumerate(FINDINGS)]
+    return Record(
+        record_id=f"{split}{number}", group_id=f"{split}{number // 2}", label_id=IDS[number % 4], split=split,
+        phenotypes=told, fields={"sex": "MALE" if number % 2 else "FEMALE", "age": f"P{number}Y"},
+    )  # fmt: skip
+
+
+TEST = [case(number, "test") for number in range(8)]
+RECORDS = [*(case(number, "train") for number in range(20, 32)), *TEST]
+
+
+def right(method: str, hits: int) -> list[Prediction]:
+    """Answers of which the first so many are right, the last cannot be read, and the others name another label."""
+    rows = []
+    for place, record in enumerate(TEST):
+        truth = record.label_id or ""
+        labels = [truth, IDS[7]] if place < hits else [IDS[6], ""]
+        reason = "no_list" if place == 7 else None
+        rows.append(
+            Prediction(
+                record_id=record.record_id,
+                method=method,
+                labels=[] if reason else labels,
+                text=f"{method} {place}",
+                reason=reason,
+            )
+        )
+    return rows
+
+
+def leave(root: Path, stage: str, name: str, rows: dict[str, tuple[Any, list[Any]]], **says: Any) -> Artifact:
+    artifact = open_artifact(str(root), stage, {"name": name}, {})
+    with artifact.write() as draft:
+        for table, (row, found) in rows.items():
+            draft.write_rows(row, table, found)
+        draft.counts.update(says.get("counts", {}))
+        draft.metrics.update(says.get("metrics", {}))
+        if stage == "train":
+            draft.write_text("outcome.json", json.dumps({"log_history": [{"step": 1, "loss": 2.0}]}))
+    return artifact
+
+
+def left_behind(root: Path, name: str, predictions: list[Prediction]) -> dict[str, Artifact]:
+    """The artifacts of one run whose evaluation came to these predictions."""
+    scores = [
+        TeacherScores(
+            record_id=record.record_id, split="test", teacher="t",
+            labels=[record.label_id or "", *(x for x in IDS if x != record.label_id)],
+            scores=[8.0 - place for place in range(8)],
+        )
+        for record in TEST
+    ]  # fmt: skip
+    counts = {"records_test": len(TEST)}
+    return {
+        "prepare": leave(
+            root, "prepare", "p", {"records": (Record, RECORDS), "labels": (Label, LABELS)}, counts=counts
+        ),
+        "score": leave(root, "score", "s", {"scores": (TeacherScores, scores)}),
+        "pair": leave(root, "pair", name, {}, counts={"pairs_train": 12}),
+        "tokenize": leave(root, "tokenize", name, {}),
+        "train": leave(root, "train", name, {}, metrics={"tokens": 500, "steps": 3}),
+        "evaluate": leave(root, "evaluate", name, {"predictions": (Prediction, predictions)}),
+    }
+
+
+def compared(
+    root: Path, methods: dict[str, Any], hits: dict[str, list[int]], failed: dict[str, str], **more: Any
+) -> Any:
+    """The summary of a comparison in which each run of each method has so many records right."""
+    given = config(
+        methods,
+        root=str(root),
+        seeds=[0, 1],
+        pair={"sampler": {"kind": "hard", "top": 2}},
+        evaluate={"resamples": 200},
+        **more,
+    )
+    plan = plan_methods(given)
+    shared = [*right("teacher", 7), *right("base student", 0)]
+    runs = {
+        name: [
+            left_behind(root, f"{name} {number}", [*shared, *right("aligned student", count)])
+            for number, count in enumerate(counts)
+        ]
+        for name, counts in hits.items()
+    }
+    records = next(iter(runs.values()))[0]["prepare"]
+    report = write_comparison(given, plan, records, runs, failed)
+    assert verify(report.uri) == []
+    return json.loads((Path(report.uri) / "comparison.json").read_text())
+
+
+METHODS: dict[str, Any] = {
+    "orpo": {},
+    "sft": {"train.trainer.objective": {"kind": "sft"}},
+    "renamed": {"pair.control": "relabelled"},
+    "dpo": {"train.trainer.objective": {"kind": "dpo"}},
+}
+
+
+def test_a_comparison_is_what_its_runs_come_to(tmp_path: Path) -> None:
+    hits = {"orpo": [7, 5], "sft": [3, 3], "renamed": [0, 0], "dpo": []}
+    found = compared(tmp_path, METHODS, hits, {"dpo": "out of memory"}, reference="orpo")
+    rows = {row["name"]: row for row in found["methods"]}
+    top_1 = {name: row["estimates"]["top_1_accuracy"]["value"] for name, row in rows.items() if not row["error"]}
+    assert top_1 == {"teacher": 7 / 8, "base student": 0, "orpo": 6 / 8, "sft": 3 / 8, "renamed": 0}
+    assert (rows["dpo"]["error"], rows["dpo"]["estimates"]) == ("out of memory", {})
+    assert [rows[name]["role"] for name in ("teacher", "base student", "orpo", "renamed")] == [
+        "ceiling", "baseline", "method", "control"
+    ]  # fmt: skip
+    # the reference against each; never against the teacher, which sees more
+    assert [(test["first"], test["second"]) for test in found["tests"]] == [
+        ("orpo", "base student"), ("orpo", "sft"), ("orpo", "renamed")
+    ]  # fmt: skip
+    differences = {test["second"]: test["difference"] for test in found["tests"]}
+    assert differences["sft"]["value"] == pytest.approx(3 / 8)
+    # groups of two: mean hits 2, 2, 1.5, 0.5 of ORPO, all against none: the four of one sign, of sixteen exchanges
+    assert differences["base student"]["p"] == 2 / 2**4
+    # against SFT the three groups that differ, of eight exchanges; Holm: 3 x 0.125, and no later one is smaller
+    assert differences["sft"]["p"] == 2 / 2**3
+    assert [test["adjusted"] for test in found["tests"]] == pytest.approx([0.375] * 3)
+    assert rows["orpo"]["unread"] == {"no_list": 2}
+    assert rows["orpo"]["cost"] == {
+        "pairs": 12, "tokens": 500, "steps": 3, "seconds": rows["orpo"]["cost"]["seconds"]
+    }  # fmt: skip
+    assert found["parts"] == {"female": 4, "male": 4, "under 1 year": 1, "1 to 5 years": 5, "6 to 11 years": 2}
+    assert found["confusions"][0]["named"] == "Disease 7"
+    assert found["leaks"]["found"] == []
+    assert found["disagreements"][0]["right"]
+
+
+def test_each_against_each_leaves_the_teacher_out(tmp_path: Path) -> None:
+    found = compared(tmp_path, {"orpo": {}, "sft": METHODS["sft"]}, {"orpo": [7, 5], "sft": [3, 3]}, {})
+    assert [(test["first"], test["second"]) for test in found["tests"]] == [
+        ("orpo", "base student"), ("sft", "base student"), ("sft", "orpo")
+    ]  # fmt: skip
+
+
+def test_when_every_method_fails_there_is_still_a_report(tmp_path: Path) -> None:
+    given = config({"orpo": {}}, root=str(tmp_path))
+    done = left_behind(tmp_path, "orpo", right("aligned student", 1))
+    report = write_comparison(given, plan_methods(given), done["prepare"], {"orpo": []}, {"orpo": "out of memory"})
+    assert "out of memory" in (Path(report.uri) / "table.txt").read_text()
+
+
+def plan(**said: Any) -> list[Method]:
+    return plan_methods(config(said, seeds=[0, 1]))
+
+
+def test_ways_of_answering_are_rows_of_their_own_and_come_in_order(tmp_path: Path) -> None:
+    rows = [
+        *right("teacher", 7), *right("base student", 0), *right("base student, ranked", 1),
+        *right("aligned student", 3), *right("aligned student, ranked", 4),
+    ]  # fmt: skip
+    runs = {
+        "orpo": [{"evaluate": leave(tmp_path, "evaluate", str(n), {"predictions": (Prediction, rows)})} for n in (1, 2)]
+    }
+    found = collect_answers(plan(orpo={}), runs, {})
+    assert list(found) == ["teacher", "base student", "base student, ranked", "orpo", "orpo, ranked"]
+    assert {name: (len(each.runs), each.decoding) for name, each in found.items()} == {
+        "teacher": (1, ""), "base student": (1, ""), "base student, ranked": (1, ", ranked"), "orpo": (2, ""),
+        "orpo, ranked": (2, ", ranked"),
+    }  # fmt: skip
+
+
+def test_a_method_on_other_terms_gives_no_answers_of_teacher_and_base_student(tmp_path: Path) -> None:
+    rows = [*right("teacher", 7), *right("base student", 0), *right("aligned student", 3)]
+    evaluated = leave(tmp_path, "evaluate", "1", {"predictions": (Prediction, rows)})
+    methods = plan(orpo={"train.trainer.learning_rate": 1e-3, "unequal": True})
+    assert list(collect_answers(methods, {"orpo": [{"evaluate": evaluated}] * 2}, {})) == ["orpo"]
+
+
+def test_a_note_of_the_training_split_is_found_in_the_test_split() -> None:
+    task = build_task(RareDisease(), LABELS, 2)
+    copied = Record(
+        record_id="copy",
+        group_id="g",
+        label_id=IDS[0],
+        split="train",
+        phenotypes=TEST[3].phenotypes,
+        fields=TEST[3].fields,
+    )
+    clean = check_leaks(RECORDS, task, 0.95)
+    assert (clean.compared, clean.found) == (len(TEST), [])
+    [leak] = check_leaks([*RECORDS, copied], task, 0.95).found
+    assert (leak.record_id, leak.seen_id, leak.same_label) == ("test3", "copy", False)
+    assert leak.similarity == pytest.approx(1)

@@ -271,8 +271,10 @@ def count_confused(runs: Iterable[Sequence[Prediction]], truth: Mapping[str, str
     return counts
 
 
-def record_scores(predictions: Sequence[Prediction], truth: Mapping[str, str], metric: str) -> dict[str, float]:
-    """The metric of each record, for metrics that are means over records.
+def record_scores(
+    predictions: Sequence[Prediction], truth: Mapping[str, str], metric: str, top: int
+) -> dict[str, float]:
+    """The metric of each record, for metrics that are means over records; `top` as in `measure`.
 
     Raises ValueError naming the record that has no prediction or two, or the metric that is no such mean.
     """
@@ -280,11 +282,8 @@ def record_scores(predictions: Sequence[Prediction], truth: Mapping[str, str], m
         raise ValueError(f"metric must be one of {', '.join(BY_RECORD)}, got {metric!r}")
     answers = _by_record(predictions, truth)
     column = BY_RECORD[metric]
-    # no ranking is looked at by these columns; the list is as long as it is
-    return {
-        key: float(_score(answer, truth[key], (), max(1, len(answer.labels)), 1)[column])
-        for key, answer in answers.items()
-    }
+    # no teacher's ranking is looked at by these columns
+    return {key: float(_score(answer, truth[key], (), top, 1)[column]) for key, answer in answers.items()}
 
 
 BY_RECORD = {"top_1_accuracy": 1, "top_10_accuracy": 2, "mean_reciprocal_rank": 3, "hallucination_free_accuracy": 4}

@@ -36,6 +36,7 @@ def compare_pair(
     second: Sequence[Sequence[Prediction]],
     *,
     metric: str,
+    top: int,
     truth: Mapping[str, str],
     group: Mapping[str, str],
     resamples: int = 1000,
@@ -43,7 +44,7 @@ def compare_pair(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Difference of two methods in `metric`, one of PAIRED; each method is given by its runs.
+    """Difference of two methods in `metric`, one of PAIRED; each method is given by its runs, `top` is as in `measure`.
 
     The test exchanges the two methods' answers group by group, for answers to records of one group hang together,
     after the mean over the runs of each method was taken: it is about these trained students. The interval is of the
@@ -56,7 +57,7 @@ def compare_pair(
     group_N, groups = index_groups(records, group)
     sides_SG = []
     for runs in (first, second):
-        found = [record_scores(predictions, truth, metric) for predictions in runs]
+        found = [record_scores(predictions, truth, metric, top) for predictions in runs]
         sides_SG.append(
             np.array([np.bincount(group_N, [scores[key] for key in records], minlength=groups) for scores in found])
         )

@@ -73,11 +73,11 @@ def render_markdown(summary: RunSummary) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """The lines of a Markdown table; all but the first `words` columns hold numbers."""
+    """The lines of a Markdown table; the first `words` columns hold anybody's words, all others numbers of ours."""
     return [
         "| " + " | ".join(map(escape, headings)) + " |",
         "|" + "---|" * words + "---:|" * (len(headings) - words),
-        *("| " + " | ".join(map(escape, row)) + " |" for row in rows),
+        *("| " + " | ".join([*map(escape, row[:words]), *row[words:]]) + " |" for row in rows),
     ]
 
 

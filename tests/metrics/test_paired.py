@@ -60,17 +60,24 @@ def test_groups_that_do_not_differ_say_nothing() -> None:
 def test_records_of_one_group_are_exchanged_together() -> None:
     first, second = answers("abcdef", ""), answers("", "abcdef")
     truth = dict.fromkeys("abcdef", "a")
-    alone = compare_pair([first], [second], metric="top_1_accuracy", truth=truth, group={key: key for key in truth})
+    alone = compare_pair(
+        [first], [second], metric="top_1_accuracy", top=1, truth=truth, group={key: key for key in truth}
+    )
     assert (alone.value, alone.p) == (1, 2 / 2**6)
     halves = {key: "g" if key in "abc" else "h" for key in truth}
-    together = compare_pair([first], [second], metric="top_1_accuracy", truth=truth, group=halves)
+    together = compare_pair([first], [second], metric="top_1_accuracy", top=1, truth=truth, group=halves)
     assert (together.value, together.p) == (1, 2 / 2**2)
 
 
 def test_runs_are_averaged_before_they_are_tested() -> None:
     truth, group = dict.fromkeys("ab", "a"), {"a": "a", "b": "b"}
     found = compare_pair(
-        [answers("ab", ""), answers("a", "b")], [answers("", "ab")], metric="top_1_accuracy", truth=truth, group=group
+        [answers("ab", ""), answers("a", "b")],
+        [answers("", "ab")],
+        metric="top_1_accuracy",
+        top=1,
+        truth=truth,
+        group=group,
     )
     # 1 for the first record, 1/2 for the second
     assert found.value == 0.75
@@ -81,7 +88,7 @@ def test_runs_are_averaged_before_they_are_tested() -> None:
 def test_equal_methods_differ_by_nothing() -> None:
     truth, group = dict.fromkeys("abc", "a"), {key: key for key in "abc"}
     found = compare_pair(
-        [answers("a", "bc")], [answers("a", "bc")], metric="mean_reciprocal_rank", truth=truth, group=group
+        [answers("a", "bc")], [answers("a", "bc")], metric="mean_reciprocal_rank", top=1, truth=truth, group=group
     )
     assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
 
@@ -98,7 +105,7 @@ def test_the_interval_of_a_difference_is_that_of_paired_records() -> None:
 
     first, second = draw(0.6), draw(0.4)
     truth, group = dict.fromkeys(keys, "a"), {key: key for key in keys}
-    found = compare_pair([first], [second], metric="top_1_accuracy", truth=truth, group=group, resamples=3000)
+    found = compare_pair([first], [second], metric="top_1_accuracy", top=1, truth=truth, group=group, resamples=3000)
     each = np.array([float(x.labels == ["a"]) - float(y.labels == ["a"]) for x, y in zip(first, second, strict=True)])
     half = 1.96 * each.std() / np.sqrt(400)
     assert found.value == pytest.approx(each.mean())
@@ -109,7 +116,7 @@ def test_the_interval_of_a_difference_is_that_of_paired_records() -> None:
 def test_a_metric_that_is_no_mean_over_records_is_refused() -> None:
     truth, group = {"a": "a"}, {"a": "a"}
     with pytest.raises(ValueError, match="got 'car'"):
-        compare_pair([answers("a", "")], [answers("a", "")], metric="car", truth=truth, group=group)
+        compare_pair([answers("a", "")], [answers("a", "")], metric="car", top=1, truth=truth, group=group)
 
 
 def test_holm_equals_a_worked_example() -> None:
@@ -131,3 +138,15 @@ def test_holm_finds_what_the_stepwise_procedure_finds() -> None:
                 break
             found.add(index)
         assert {index for index, p in enumerate(adjusted) if p <= 0.05} == found
+
+
+def test_a_ranking_is_tested_by_a_list_as_long_as_anyones() -> None:
+    ranking = Prediction(record_id="a", method="m", labels=["b", "c", "a"], text="", scores=[0.5, 0.3, 0.2])
+    silent = Prediction(record_id="a", method="m", labels=[], text="", reason="empty")
+
+    def found(top: int) -> float:
+        return compare_pair(
+            [[ranking]], [[silent]], metric="top_10_accuracy", top=top, truth={"a": "a"}, group={"a": "a"}
+        ).value
+
+    assert (found(2), found(3)) == (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -107,9 +108,15 @@ SUMMARY = ComparisonSummary(
 )  # fmt: skip
 
 
+@functools.cache
+def page_of_summary() -> str:
+    """Drawn once: thirty plots take a second."""
+    return render_html(SUMMARY)
+
+
 @pytest.mark.parametrize("render", [render_terminal, render_markdown, render_html])
 def test_each_form_holds_every_estimate_test_and_failure(render) -> None:  # type: ignore[no-untyped-def]
-    text = render(SUMMARY)
+    text = page_of_summary() if render is render_html else render(SUMMARY)
     text = " ".join((Page(text).text if render is render_html else text).split())
     for row in SUMMARY.measured:
         for estimate in row.estimates.values():
@@ -128,7 +135,7 @@ def test_each_form_holds_every_estimate_test_and_failure(render) -> None:  # typ
 
 
 def test_page_and_its_twin_hold_what_a_reviewer_asks_for() -> None:
-    page, twin = Page(render_html(SUMMARY)).text, " ".join(render_markdown(SUMMARY).split())
+    page, twin = Page(page_of_summary()).text, " ".join(render_markdown(SUMMARY).split())
     for said in (
         "control; 3 seeds", "ceiling", "unequal: train.trainer.learning", "Noonan syndrome 5", "2.3", "71,234", "4 min 14 s",
         "h7", "t9", "0.987", "Paper's E1", "rare labels (31)", "Marfan syndrome",
@@ -159,7 +166,7 @@ def test_a_summary_survives_json() -> None:
 
 
 def test_the_same_summary_gives_the_same_bytes() -> None:
-    assert render_html(SUMMARY) == render_html(from_data(ComparisonSummary, dump(SUMMARY)))
+    assert page_of_summary() == render_html(from_data(ComparisonSummary, dump(SUMMARY)))
 
 
 def test_nothing_but_failures_is_still_a_report() -> None:
@@ -179,7 +186,8 @@ def test_numbers_that_are_none_are_not_shown_as_numbers() -> None:
 
 
 def test_names_are_text_and_never_markup() -> None:
-    rows = [dataclasses.replace(row, name=f"{HOSTILE}{place}") for place, row in enumerate(SUMMARY.methods)]
+    some = SUMMARY.methods[2:5] + SUMMARY.failed
+    rows = [dataclasses.replace(row, name=f"{HOSTILE}{place}") for place, row in enumerate(some)]
     hostile = dataclasses.replace(
         SUMMARY, title=HOSTILE, methods=rows, notes=[HOSTILE], spec={HOSTILE: HOSTILE}, manifests={HOSTILE: HOSTILE},
         disagreements=[Disagreement(record_id=HOSTILE, prompt=HOSTILE, truth=HOSTILE, answers={HOSTILE: HOSTILE}, right=[])],
@@ -191,7 +199,7 @@ def test_names_are_text_and_never_markup() -> None:
 
 
 def test_the_page_asks_no_one_for_anything_and_every_picture_has_words() -> None:
-    text = render_html(SUMMARY)
+    text = page_of_summary()
     page = Page(text)
     assert not {"script", "link", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert "http:" not in text
@@ -202,7 +210,7 @@ def test_the_page_asks_no_one_for_anything_and_every_picture_has_words() -> None
 
 
 def test_what_colour_says_is_said_in_words_or_marks_too() -> None:
-    grey = re.sub(r"#[0-9a-fA-F]{3,6}\b", "#000000", render_html(SUMMARY))
+    grey = re.sub(r"#[0-9a-fA-F]{3,6}\b", "#000000", page_of_summary())
     forest = re.findall(r"<svg.*?</svg>", grey, flags=re.DOTALL)[0]
     assert len(set(re.findall(r'xlink:href="#(m\w+)"', forest))) >= 4, "the two accuracies have markers of their own"
     assert "stroke-dasharray" in grey, "the validation line is dashed"
