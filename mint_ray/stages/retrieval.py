@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
 from mint_ray.loading import UserError, dump
-from mint_ray.records import Label, Message, Record, from_table
+from mint_ray.records import Label, Message, Record, Split, from_table
 from mint_ray.retrievers import Document, build_retriever
 from mint_ray.retrievers.adaptive import confidence, keep_rising
 from mint_ray.retrievers.config import Retrieval
@@ -105,23 +105,28 @@ def gather_documents(root: str, config: Retrieval, records: Artifact) -> Artifac
 def retrieve_documents(
     root: str, config: Evaluate, task: AnyTask, length: int, records: Artifact, documents: Artifact
 ) -> Artifact:
-    """Table `retrieved`: the documents nearest to each test record's note, whoever is to read them."""
+    """Table `retrieved`: the documents nearest to the note of each record of the split, whoever is to read them."""
     retrieval, resources = _chosen(config), config.resources
     retriever = build_retriever(retrieval.retriever)
     inputs = {"records": records.name, "documents": documents.name, **retriever.inputs()}
-    settings = {"retriever": dump(retrieval)["retriever"], "passages": retrieval.passages, "task": dump(task)}
+    settings = {
+        "retriever": dump(retrieval)["retriever"],
+        "passages": retrieval.passages,
+        "split": config.split,
+        "task": dump(task),
+    }
     artifact = open_artifact(root, "retrieve", settings, inputs)
     if artifact.is_complete:
         return artifact
     parts = _parts(records, "retrieved")
-    progress = Progress("retrieve", records.manifest.counts["records_test"], "records")
+    progress = Progress("retrieve", records.manifest.counts[f"records_{config.split}"], "records")
     with artifact.write() as draft:
         for part in map_parts(
             artifact,
             parts,
             WrittenPart,
             RetrieverActor,
-            (artifact, retrieval, task, records.rows(Label, "labels"), length, documents),
+            (artifact, config, task, records.rows(Label, "labels"), length, documents),
             # one: what takes time is the index, and each would build its own
             actors=(1, 1),
             cpus=resources.cpus_per_actor,
@@ -136,7 +141,9 @@ def retrieve_documents(
             for row in from_table(Retrieved, read_part(artifact.file_uri(part.path)))
         }
         draft.counts["records_without_any"] = sum(not ids for ids in found.values())
-        draft.metrics.update(measure_recall(_held_out(records), documents.rows(Document, "documents"), found))
+        draft.metrics.update(
+            measure_recall(_records_of(records, config.split), documents.rows(Document, "documents"), found)
+        )
     logger.info("retrieve: %s, %s", retrieval.retriever.kind, artifact.manifest.metrics)
     return artifact
 
@@ -150,7 +157,7 @@ def choose_passages(
     student: Student,
     adapter: Artifact | None,
 ) -> Artifact:
-    """Table `passages`: what stands ahead of each test record's note for one student, cut to fit into its context.
+    """Table `passages`: what stands ahead of the note of each record of the split for one student, cut to fit.
 
     Base and aligned student share it, unless each chooses for itself (`adaptive`).
     """
@@ -166,6 +173,7 @@ def choose_passages(
         "retrieval": dump(retrieval),
         "student": {"model_id": student.model_id, "revision": student.revision, "dtype": student.dtype},
         "max_new_tokens": config.generation.max_new_tokens,
+        "split": config.split,
         "task": dump(task),
         "length": length,
     }
@@ -174,7 +182,7 @@ def choose_passages(
         return artifact
     parts = _parts(records, "passages")
     labels = records.rows(Label, "labels")
-    progress = Progress("choose passages", records.manifest.counts["records_test"], "records")
+    progress = Progress("choose passages", records.manifest.counts[f"records_{config.split}"], "records")
     actors = min(resources.actors, len(parts))
     with artifact.write() as draft:
         for part in map_parts(
@@ -196,7 +204,9 @@ def choose_passages(
         draft.counts["records_with_passages_cut"] = sum(row.cut for row in rows)
         shown = {row.record_id: row.document_ids for row in rows}
         draft.metrics["retrieved"] = retrieved.manifest.metrics
-        draft.metrics["shown"] = measure_recall(_held_out(records), documents.rows(Document, "documents"), shown)
+        draft.metrics["shown"] = measure_recall(
+            _records_of(records, config.split), documents.rows(Document, "documents"), shown
+        )
     return artifact
 
 
@@ -223,21 +233,22 @@ class RetrieverActor:
     def __init__(
         self,
         artifact: Artifact,
-        config: Retrieval,
+        config: Evaluate,
         task: AnyTask,
         labels: Sequence[Label],
         length: int,
         documents: Artifact,
     ) -> None:
-        self.artifact, self.passages = artifact, config.passages
+        retrieval = _chosen(config)
+        self.artifact, self.passages, self.split = artifact, retrieval.passages, config.split
         self.task = build_task(task, labels, length)
         rows = documents.rows(Document, "documents")
         self.documents = {document.document_id: document for document in rows}
-        self.retriever = build_retriever(config.retriever)
+        self.retriever = build_retriever(retrieval.retriever)
         self.retriever.index(rows)
 
     def work(self, part: RecordsPart) -> WrittenPart:
-        records = _read_held_out(part.uri)
+        records = _read_records(part.uri, self.split)
         rows = self.search([record.record_id for record in records], [self.task.note(record) for record in records])
         file, rows = self.artifact.write_part_once(part.path, Retrieved, rows)
         return WrittenPart(path=part.path, records=len(rows), files=[file])
@@ -269,7 +280,7 @@ class PassageActor:
         adapter: Artifact | None,
     ) -> None:
         torch.set_num_threads(max(1, int(config.resources.cpus_per_actor)))
-        self.artifact, self.retrieved, self.length = artifact, retrieved, length
+        self.artifact, self.retrieved, self.length, self.split = artifact, retrieved, length, config.split
         self.task = build_task(task, labels, length)
         self.retrieval = _chosen(config)
         self.tokenizer = load_tokenizer(student)
@@ -279,7 +290,7 @@ class PassageActor:
     def work(self, part: RecordsPart) -> WrittenPart:
         path = part.path.replace("passages/", "retrieved/", 1)
         found = {row.record_id: row for row in from_table(Retrieved, read_part(self.retrieved.file_uri(path)))}
-        records = _read_held_out(part.uri)
+        records = _read_records(part.uri, self.split)
         # one at a time: a record's passages depend on it alone
         rows = [self.choose(self.task.prompt(record), found[record.record_id]) for record in records]
         file, rows = self.artifact.write_part_once(part.path, Passages, rows)
@@ -357,12 +368,12 @@ def _parts(records: Artifact, table: str) -> list[RecordsPart]:
     ]
 
 
-def _read_held_out(uri: str) -> list[Record]:
-    return [record for record in from_table(Record, read_part(uri)) if record.split == "test"]
+def _read_records(uri: str, split: Split) -> list[Record]:
+    return [record for record in from_table(Record, read_part(uri)) if record.split == split]
 
 
-def _held_out(records: Artifact) -> list[Record]:
-    return [record for record in records.rows(Record, "records") if record.split == "test"]
+def _records_of(records: Artifact, split: Split) -> list[Record]:
+    return [record for record in records.rows(Record, "records") if record.split == split]
 
 
 def _chosen(config: Evaluate) -> Retrieval:

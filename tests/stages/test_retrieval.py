@@ -155,7 +155,7 @@ def through_the_actors(root: Path, student: Student, rows_per_part: int, *, adap
         draft.write_rows(Document, "documents", DOCUMENTS)
     config = evaluate(adaptive=adaptive, passages=2)
     assert config.retrieval is not None
-    searcher = RetrieverActor(retrieved, config.retrieval, TASK, LABELS, LENGTH, documents)
+    searcher = RetrieverActor(retrieved, config, TASK, LABELS, LENGTH, documents)
     chooser = PassageActor(passages, config, TASK, LABELS, LENGTH, retrieved, student, None)
     found: list[Any] = []
     for artifact, table, worker, row in (
@@ -189,7 +189,7 @@ def test_passages_do_not_depend_on_what_the_note_does_not_say(tmp_path: Path) ->
     documents = open_artifact(str(tmp_path), "documents", {}, {})
     with documents.write() as draft:
         draft.write_rows(Document, "documents", DOCUMENTS)
-    searcher = RetrieverActor(documents, Retrieval(), TASK, LABELS, LENGTH, documents)
+    searcher = RetrieverActor(documents, Evaluate(retrieval=Retrieval()), TASK, LABELS, LENGTH, documents)
     told = dataclasses.replace(RECORDS[0], text="A boy with seizures.")
     hidden = dataclasses.replace(
         told, label_id="M", fields={"gene": "FBN1"}, citations=["PMID:1"], image_uri="marfan.png",
