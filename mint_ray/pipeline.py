@@ -8,15 +8,18 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from mint_ray import storage
-from mint_ray.artifacts import Artifact
+from mint_ray.artifacts import Artifact, find_artifact
 from mint_ray.config import PipelineConfig
-from mint_ray.loading import UserError
+from mint_ray.loading import UserError, from_data
 from mint_ray.sources import build_source
-from mint_ray.stages.evaluate import evaluate_student
+from mint_ray.stages.config import Train
+from mint_ray.stages.evaluate import answer_records, evaluate_student
 from mint_ray.stages.fit import fit_teacher
-from mint_ray.stages.pair import check_lengths, draw_pairs
+from mint_ray.stages.general import check_general
+from mint_ray.stages.pair import check_gate, check_lengths, draw_pairs
 from mint_ray.stages.prepare import prepare_records
 from mint_ray.stages.report import write_report
+from mint_ray.stages.retrieval import check_retrieval
 from mint_ray.stages.score import score_records
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
@@ -33,7 +36,7 @@ STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
     "prepare": lambda c, done: prepare_records(c.root, c.prepare, c.task),
     "fit": lambda c, done: fit_teacher(c.root, c.fit, done["prepare"]),
     "score": lambda c, done: score_records(c.root, c.score, c.task, done["fit"], done["prepare"]),
-    "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, done["prepare"], done["score"]),
+    "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, done["prepare"], done["score"], ask_students(c, done)),
     "tokenize": lambda c, done: tokenize_pairs(c.root, c.train, done["pair"]),
     "train": lambda c, done: train_student(c.root, c.train, done["tokenize"]),
     "evaluate": lambda c, done: evaluate_student(
@@ -61,6 +64,27 @@ def run_pipeline(config: PipelineConfig, last: str = "report") -> Done:
     return done
 
 
+def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifact]:
+    """How the students that the sampler asks for rank the labels of the records to train on; none for most samplers."""
+    found: dict[str | None, Artifact] = {}
+    for uri in sorted(config.pair.sampler.students, key=str):
+        # before the student works for a teacher that may not teach
+        check_gate(config.pair.gate, done["score"].manifest.metrics["scores"])
+        adapter = None if uri is None else find_artifact(uri, "train")
+        found[uri] = answer_records(
+            config.root,
+            config.evaluate,
+            config.task,
+            config.pair.sampler.top,
+            done["prepare"],
+            config.train.student if adapter is None else from_data(Train, adapter.manifest.config["train"]).student,
+            adapter,
+            mode="rank",
+            splits=("train", "validation"),
+        )
+    return found
+
+
 def check_pipeline(config: PipelineConfig) -> None:
     """Raise UserError if an input is missing, the root cannot be written, or the student is out of reach."""
     build_source(config.prepare.source).inputs()
@@ -71,9 +95,16 @@ def check_pipeline(config: PipelineConfig) -> None:
             raise UserError(f"score.without: got {modality!r}; the task has {', '.join(modalities)}")
     if config.task.labels.ids:
         check_lengths(config.pair, len(config.task.labels.ids))
+    for uri in config.pair.sampler.students:
+        if uri is not None:
+            find_artifact(uri, "train")
     build_trainer(config.train.trainer)
     for tracker in config.train.resources.report_to:
         if find_spec(tracker) is None:
             raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
+    if config.evaluate.retrieval is not None:
+        check_retrieval(config.evaluate.retrieval)
+    if config.evaluate.general is not None:
+        check_general(config.evaluate.general)
     storage.check_writable(config.root)
     check_student(config.train.student)

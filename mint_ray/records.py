@@ -106,6 +106,8 @@ class PreferencePair:
     """How little the teacher prefers chosen to rejected, 0 (easy) to 1 (hard): 1 - (mean of `chosen_scores` - mean of
     `rejected_scores`) / (best - worst score of the record), at most 1; 1 where all scores are equal. None of a pair
     that no sampler drew."""
+    image_uri: str | None = None
+    """What the student sees ahead of the first user message; None for a student that reads."""
     note_span: list[int] | None = None
     """[start, end) of the note in the last message of the prompt, in characters; None where it does not stand there."""
 

@@ -90,6 +90,8 @@ ROWS = "record_id,group_id,label_id,phenotypes\n"
         ("{kind: hpo, diseases: 5}", "{kind: rare_disease}", ["pair.sampler={kind: hard, top: 3}"], ["top 3 and bottom 3", "5"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["pair.sampler={kind: sibling, temperature: -1}"], ["pair.sampler: temperature", "got -1"]),
         ("{kind: hpo}", "{kind: rare_disease}", ["pair.sampler={kind: mixture, members: [{sampler: {kind: hard, top: 9}}]}"], ["pair.sampler: top is the mixture's to say, 3; its hard says 9"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["pair.sampler={kind: on_policy, student: out/train-0123456789ab}"], ["out/train-0123456789ab: no manifest.json"]),
+        ("{kind: hpo}", "{kind: rare_disease}", ["evaluate.generation.modes=[rank]"], ["evaluate.generation: modes must name free, and each mode once, got rank"]),
         ("{kind: hpo}", "{kind: rare_disease, labels: {ids: ['OMIM:1']}}", ["pair.sampler={kind: hard, top: 1}"], ["1"]),
         ("{kind: hpo, patients_per_disease: 1, diseases: 6}", "{kind: rare_disease}", [], ["split is empty"]),
     ],

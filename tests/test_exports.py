@@ -8,14 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.cli import cli
-from mint_ray.exports import FORMATS, export_pairs
-from mint_ray.loading import UserError
+from mint_ray.exports import FORMATS, export_pairs, export_student
+from mint_ray.loading import UserError, dump
 from mint_ray.records import Message, PreferencePair
+from mint_ray.stages.config import Train
+from mint_ray.students import Student, load_model, load_tokenizer, save_adapter, student_revision
+from tests.tiny import save_tiny_student
 
 Reading = tuple[list[tuple[str, str]], str, str]
 """Turns of the prompt, the better answer, the worse one: what a tool must understand of a pair."""
@@ -206,3 +212,101 @@ def test_pairs_go_from_object_storage_to_object_storage(s3_root: str) -> None:
     assert len(storage.read_bytes(f"{to}/train.jsonl").splitlines()) == 7
     with pytest.raises(UserError, match="not empty"):
         export_pairs(artifact.uri, "llamafactory", to)
+
+
+@pytest.fixture(scope="module", params=[4, None], ids=["adapter", "whole"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Student]:
+    """A train artifact of a tiny student, or of all its weights, and what its evaluation would leave."""
+    root = tmp_path_factory.mktemp("trained")
+    student = Student(model_id=str(save_tiny_student(root / "base")), lora_rank=request.param, lora_alpha=8)
+    inputs = {"tokens": "tokenize-0", "student": student_revision(student)}
+    artifact = open_artifact(str(root), "train", {"train": dump(Train(student=student))}, inputs)
+    with artifact.write() as draft:
+        model = load_model(student, trainable=True)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.requires_grad:
+                    weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+        save_adapter(model, load_tokenizer(student), draft.folder / "adapter")
+    with open_artifact(str(root), "evaluate", {}, {"student": artifact.name}).write() as draft:
+        draft.counts.update(records=6, groups=5)
+        draft.metrics["aligned student"] = {"readable": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    return artifact, student
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model.eval()(torch.arange(3, 40).reshape(1, -1)).logits
+    return logits
+
+
+def test_an_exported_student_is_read_without_us_and_is_the_one_that_was_trained(
+    trained: tuple[Artifact, Student], tmp_path: Path
+) -> None:
+    artifact, student = trained
+    learned = load_model(student, adapter=Path(artifact.file_uri("adapter")))
+    export_student(artifact.uri, str(tmp_path / "merged"), merge=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", use_safetensors=True)
+    torch.testing.assert_close(logits_of(merged), logits_of(learned))
+    assert not torch.allclose(logits_of(merged), logits_of(load_model(student)), atol=1e-2)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert tokenizer.get_vocab() == load_tokenizer(student).get_vocab()
+    assert tokenizer.chat_template == load_tokenizer(student).chat_template
+    assert not [path for path in (tmp_path / "merged").iterdir() if "adapter" in path.name or path.suffix == ".bin"]
+    assert "every weight of which was aligned" in (tmp_path / "merged" / "README.md").read_text() or student.lora_rank
+
+
+def test_low_rank_weights_are_left_apart_where_there_are_any(trained: tuple[Artifact, Student], tmp_path: Path) -> None:
+    artifact, student = trained
+    if student.lora_rank is None:
+        with pytest.raises(UserError, match="every weight was trained, so there is no adapter to be had apart"):
+            export_student(artifact.uri, str(tmp_path / "adapter"), merge=False)
+        assert not (tmp_path / "adapter").exists()
+        return
+    export_student(artifact.uri, str(tmp_path / "adapter"), merge=False)
+    laid = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student.model_id), tmp_path / "adapter")
+    torch.testing.assert_close(
+        logits_of(laid), logits_of(load_model(student, adapter=Path(artifact.file_uri("adapter"))))
+    )
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in card
+    assert "Research use only; not a diagnostic device." in card
+
+
+def test_a_student_is_exported_from_the_command_line_with_its_metrics(
+    trained: tuple[Artifact, Student], tmp_path: Path
+) -> None:
+    artifact, _ = trained
+    [evaluated] = Path(artifact.root).glob("evaluate-*")
+    to = str(tmp_path / "to")
+    done = CliRunner().invoke(cli, ["export", artifact.uri, "--to", to, "--evaluate", str(evaluated)])
+    assert done.exception is None, done.exception
+    assert done.stdout.splitlines()[-1] == f"student: {to}"
+    assert "| Readable answers | 0.50" in (tmp_path / "to" / "README.md").read_text()
+
+
+def test_what_cannot_be_exported_as_a_student_is_told_before_anything_is_written(
+    trained: tuple[Artifact, Student], pairs: Artifact, tmp_path: Path
+) -> None:
+    artifact, student = trained
+    other = open_artifact(str(tmp_path), "evaluate", {}, {"student": "train-0"})
+    with other.write():
+        pass
+    moved = open_artifact(str(tmp_path), "train", artifact.config, {**artifact.inputs, "student": "ab" * 32})
+    with moved.write() as draft:
+        draft.write_text("adapter/nothing.txt", "")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    cases: list[tuple[str, str, str | None, str]] = [
+        (pairs.uri, "to", None, "a pair artifact holds no student; pairs take a format"),
+        (artifact.uri, "to", other.uri, f"no evaluation of {artifact.name}"),
+        (artifact.uri, "full", None, "not empty"),
+    ]
+    if student.lora_rank is not None:
+        cases.append((moved.uri, "to", None, f"its weights are not those that {moved.name} was trained on"))
+    for uri, to, evaluated, message in cases:
+        with pytest.raises(UserError, match=message):
+            export_student(uri, str(tmp_path / to), merge=True, evaluated=evaluated)
+    assert not (tmp_path / "to").exists()

@@ -13,6 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import read_manifest, verify
+from mint_ray.config import PipelineConfig
+from mint_ray.loading import UserError, load
+from mint_ray.pipeline import check_pipeline
+from tests.stages.tasks import save_local_task
 from tests.tiny import save_tiny_student
 
 pytestmark = pytest.mark.ray
@@ -146,6 +150,36 @@ def test_samplers_over_the_same_scores_ask_the_teacher_once(spec: Path, first: d
     assert done.stdout.count("CHOSEN") == done.stdout.count("difficulty") == 3
 
 
+def test_modes_are_methods_of_their_own_and_students_answer_for_the_sampler(spec: Path, first: dict[str, Any]) -> None:
+    members = (
+        f"{{sampler: {{kind: on_policy}}}}, {{sampler: {{kind: on_policy, student: {first['artifacts']['train']}}}}}"
+    )
+    found = outcome(
+        "run", str(spec), f"pair.sampler={{kind: mixture, top: 2, members: [{members}]}}", "train.trainer.max_steps=1",
+        "evaluate.generation.modes=[free, constrained, rank]", "--root", str(spec.parent / "out"),
+    )  # fmt: skip
+    changed = [stage for stage in STAGES if found["artifacts"][stage] != first["artifacts"][stage]]
+    assert changed == ["pair", "tokenize", "train", "evaluate", "report"]
+    pairs = read_manifest(found["artifacts"]["pair"])
+    answers = {key: name for key, name in pairs.inputs.items() if key.startswith("answers of ")}
+    assert set(answers) == {"answers of the base student", f"answers of {first['artifacts']['train']}"}
+    rows = read_manifest(found["artifacts"]["prepare"]).counts
+    for name in answers.values():
+        asked = read_manifest(str(spec.parent / "out" / name))
+        assert asked.counts["answers"] == rows["records_train"] + rows["records_validation"]
+        assert asked.config["generation"] == {"mode": "rank", "normalise": "sum"}
+    # every label is ranked, and ten of eight are answers: the teacher's ranks are not needed
+    assert pairs.counts["labels_filled"] == 0
+    students = [
+        f"{who}{how}" for how in ("", ", constrained", ", ranked") for who in ("base student", "aligned student")
+    ]
+    assert list(found["metrics"]) == ["teacher", "teacher without face", *students]
+    assert found["metrics"]["base student"] == first["metrics"]["base student"]
+    for method in students[2:]:
+        for metric in ("readable", "hallucination_free_accuracy"):
+            assert found["metrics"][method][metric] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
     return rows
@@ -155,6 +189,61 @@ def test_a_teacher_under_the_gate_stops_the_run(spec: Path, first: dict[str, Any
     done = mint_ray("pair", str(spec), "pair.gate.top_1_accuracy=1.1", "--root", str(spec.parent / "out"), code=2)
     assert "pair.gate.top_1_accuracy: the teacher has" in done.stderr
     assert "the floor is 1.1" in done.stderr
+
+
+@pytest.mark.slow
+def test_students_answer_with_passages_and_are_asked_beside_the_task(
+    spec: Path, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    tasks = save_local_task(tmp_path / "tasks")
+    root = spec.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in root.glob("answer-*/manifest.json")}
+    arguments = [
+        "evaluate.retrieval={passages: 2, max_passage_words: 12, adaptive: true}",
+        f"evaluate.general={{tasks: [sky_and_sums], folder: {tasks}}}",
+        *("--root", str(root)),
+    ]
+    found = outcome("run", str(spec), *arguments)
+    changed = [stage for stage in STAGES if found["artifacts"][stage] != first["artifacts"][stage]]
+    assert changed == ["evaluate", "report"]
+    # the answers without passages are those that were there
+    assert len(before) == 2
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    students = ["base student", "aligned student"]
+    methods = [f"{student}{how}" for student in students for how in ("", " with passages")]
+    metrics = found["metrics"]
+    assert list(metrics) == ["teacher", "teacher without face", *methods, "retrieval", "general"]
+    assert {method: metrics[method] for method in students} == {m: first["metrics"][m] for m in students}
+    assert list(metrics["retrieval"]) == methods[1::2]
+    for section in metrics["retrieval"].values():
+        assert 0.5 < section["retrieved"]["recall"] <= 1
+        assert section["shown"]["recall"] <= section["retrieved"]["recall"]
+    assert all(set(metrics["general"][student]["sky_and_sums"]) == {"acc", "acc_norm"} for student in students)
+    page = (Path(found["artifacts"]["report"]) / "report.md").read_text()
+    assert f"it was found for {metrics['retrieval'][methods[1]]['retrieved']['recall']:.1%} and shown to the" in page
+    asked = metrics["general"]["aligned student"]["sky_and_sums"]
+    assert (
+        f"Beside the task, the aligned student reaches sky_and_sums acc {asked['acc']['value']:.3f}, acc_norm" in page
+    )
+    held_out = read_manifest(found["artifacts"]["evaluate"]).counts["records"]
+    passages = [read_pairs(path) for path in root.glob("passages-*/passages/*.parquet")]
+    assert [len(rows) for rows in passages] == [held_out, held_out]
+    for uri in [found["artifacts"]["report"], *root.glob("passages-*"), *root.glob("documents-*"), *root.glob("re*-*")]:
+        assert verify(str(uri)) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("retrieval.documents={kind: table, uri: none.jsonl}", "evaluate.retrieval: none.jsonl: no such file"),
+        ("general={tasks: [a], folder: none}", "evaluate.general.folder: no folder 'none'"),
+    ],
+)
+def test_what_evaluation_lacks_is_told_before_any_work(spec: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_pipeline(load(PipelineConfig, spec, [f"evaluate.{override}"]))
+    assert str(caught.value) == message
 
 
 @pytest.mark.s3

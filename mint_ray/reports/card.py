@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from mint_ray import storage
 from mint_ray.artifacts import MANIFEST, Artifact, Draft, File, Manifest, package_versions, read_manifest
@@ -34,6 +34,7 @@ MEANINGS = {
     "chosen_scores": "the teacher's score of each label of `chosen_labels`",
     "rejected_scores": "the teacher's score of each label of `rejected_labels`",
     "difficulty": "how little the teacher prefers chosen to rejected, 0 (easy) to 1 (hard)",
+    "image_uri": "the image that the student sees; null: it reads",
     "note_span": "[start, end) of the record's note in the last turn of the prompt, in characters; null: not there",
 }
 """What each column of the pairs holds."""
@@ -65,8 +66,32 @@ def describe_pairs(artifact: Artifact, draft: Draft, records: Artifact, scores: 
     """
     files = [file for file in [*draft.files(), *draft.placed] if file.rows is not None]
     rows = {split: sum(file.rows or 0 for file in files if file.path.startswith(f"{split}/")) for split in SPLITS}
-    source = _public(records.manifest.config.get("prepare", {}).get("source", {}))
+    source = without_access(records.manifest.config.get("prepare", {}).get("source", {}))
     described = _teacher(scores)
+    return markdown_template("pairs.md.j2").render(
+        research_use=RESEARCH_USE,
+        license=license_of(source.get("license")),
+        size=next((name for most, name in SIZES if sum(rows.values()) < most), "n>1B"),
+        columns=[(field.name, field.type, MEANINGS[field.name]) for field in schema_of(PreferencePair)],
+        rows=rows,
+        dropped={stage: counts for stage, counts in _dropped(draft, records, scores).items() if counts},
+        name=artifact.name,
+        sampler=without_access(artifact.config.get("pair", {}).get("sampler", {})),
+        task=without_access(artifact.config.get("task", {})),
+        source=source,
+        source_inputs=without_access(records.manifest.inputs),
+        records=records,
+        scores=scores,
+        teacher=without_access(described.config.get("fit", {}).get("teacher", {})) if described else {},
+        teacher_name=scores.manifest.inputs.get("teacher", UNKNOWN),
+        teacher_inputs=without_access(described.inputs) if described else {},
+        example=_example(artifact, draft, files),
+        versions=package_versions(),
+    )
+
+
+def markdown_template(name: str) -> Template:
+    """A card's template, with the filters that keep text what it is."""
     environment = Environment(
         loader=PackageLoader("mint_ray.reports", "."),
         autoescape=False,  # noqa: S701  # Markdown: `escape` and fences keep text what it is
@@ -75,27 +100,8 @@ def describe_pairs(artifact: Artifact, draft: Draft, records: Artifact, scores: 
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(escape=escape, fence=_fence)
-    return environment.get_template("pairs.md.j2").render(
-        research_use=RESEARCH_USE,
-        license=_license(source.get("license")),
-        size=next((name for most, name in SIZES if sum(rows.values()) < most), "n>1B"),
-        columns=[(field.name, field.type, MEANINGS[field.name]) for field in schema_of(PreferencePair)],
-        rows=rows,
-        dropped={stage: counts for stage, counts in _dropped(draft, records, scores).items() if counts},
-        name=artifact.name,
-        sampler=_public(artifact.config.get("pair", {}).get("sampler", {})),
-        task=_public(artifact.config.get("task", {})),
-        source=source,
-        source_inputs=_public(records.manifest.inputs),
-        records=records,
-        scores=scores,
-        teacher=_public(described.config.get("fit", {}).get("teacher", {})) if described else {},
-        teacher_name=scores.manifest.inputs.get("teacher", UNKNOWN),
-        teacher_inputs=_public(described.inputs) if described else {},
-        example=_example(artifact, draft, files),
-        versions=package_versions(),
-    )
+    environment.filters.update(escape=escape, fence=fence)
+    return environment.get_template(name)
 
 
 def _teacher(scores: Artifact) -> Manifest | None:
@@ -122,7 +128,7 @@ def _example(artifact: Artifact, draft: Draft, files: list[File]) -> PreferenceP
     return from_dict(PreferencePair, first.to_pylist()[0])
 
 
-def _license(given: str | None) -> dict[str, str]:
+def license_of(given: str | None) -> dict[str, str]:
     """The head's `license`, with a `license_name` where the Hub knows none of that name."""
     if not given:
         return {"license": UNKNOWN}
@@ -131,12 +137,12 @@ def _license(given: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", given.lower()).strip("-") or UNKNOWN}
 
 
-def _public(value: Any, key: str = "") -> Any:
+def without_access(value: Any, key: str = "") -> Any:
     """`value` without what gives access: the values of secret keys; user, password, query and fragment of URIs."""
     if isinstance(value, Mapping):
-        return {_public(name): _public(item, name) for name, item in value.items()}
+        return {without_access(name): without_access(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_public(item, key) for item in value]
+        return [without_access(item, key) for item in value]
     if value is not None and SECRET.search(key):
         return HIDDEN
     if isinstance(value, str) and re.match(r"\w[\w+.-]*://", value):
@@ -145,7 +151,7 @@ def _public(value: Any, key: str = "") -> Any:
     return value
 
 
-def _fence(value: Any) -> str:
+def fence(value: Any) -> str:
     """Text as it stands, or plain data as JSON, in a block that nothing in it can end."""
     language = "text" if isinstance(value, str) else "json"
     text = value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False)

@@ -22,10 +22,12 @@ from mint_ray.samplers.lists import (
     difficulty,
 )
 from mint_ray.samplers.mixture import Mixture, Share
+from mint_ray.samplers.on_policy import OnPolicy
 from mint_ray.samplers.tied import Confusion, Sibling, count_confusions, to_affinity
 
 AnySampler = Annotated[
-    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | Mixture | Truth, Field(discriminator="kind")
+    TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy | Mixture | Truth,
+    Field(discriminator="kind"),
 ]
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "Knowledge",
     "Margin",
     "Mixture",
+    "OnPolicy",
     "Permuted",
     "Sampler",
     "Share",

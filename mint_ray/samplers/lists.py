@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Literal
@@ -31,6 +31,8 @@ class Knowledge:
 
     confusions: Affinity = field(default_factory=dict)
     siblings: Affinity = field(default_factory=dict)
+    answers: Mapping[str | None, Mapping[str, list[str]]] = field(default_factory=dict)
+    """By student (the URI of its train artifact, None for the base student) and record: labels, likeliest first."""
 
 
 NOTHING = Knowledge()
@@ -79,6 +81,11 @@ class Sampler:
         """What `draw` must be given in its `knowledge`."""
         return frozenset()
 
+    @property
+    def students(self) -> frozenset[str | None]:
+        """Whose answers `draw` must be given in its `knowledge`, as `Knowledge.answers` names them."""
+        return frozenset()
+
     def for_record(self, record_id: str) -> Sampler:
         """The sampler that draws this record's pairs."""
         return self
@@ -111,6 +118,10 @@ class Sampler:
         A list of the wrong length is no pair; it may go on for ever.
         """
         raise NotImplementedError
+
+    def filled(self, record_id: str, rejected: list[str], knowledge: Knowledge) -> int:
+        """How many labels of a rejected list stand in for what the sampler looks for and did not find."""
+        return 0
 
     def stream(self, record_id: str) -> random.Random:
         """The record's own random numbers: the same on one worker or fifty."""

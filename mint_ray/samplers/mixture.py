@@ -5,14 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from mint_ray.loading import settings
 from mint_ray.records import TeacherScores
-from mint_ray.samplers.lists import Ask, Hard, Knowledge, Margin, Permuted, Sampler, TopBottom, Uniform
+from mint_ray.samplers.lists import (
+    NOTHING,
+    Ask,
+    Hard,
+    Knowledge,
+    Margin,
+    Permuted,
+    Sampler,
+    Split,
+    TopBottom,
+    Uniform,
+)
+from mint_ray.samplers.on_policy import OnPolicy
 from mint_ray.samplers.tied import Confusion, Sibling
 
 SHARED = ("top", "bottom", "pairs_per_record", "truth_first", "seed")
@@ -26,7 +37,7 @@ class Share:
     weight: float = 1.0
     """Its records are to all records as this weight to the sum of all weights."""
     sampler: Annotated[
-        TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling, Field(discriminator="kind")
+        TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy, Field(discriminator="kind")
     ]
 
     def __post_init__(self) -> None:
@@ -75,13 +86,15 @@ class Mixture(Sampler):
     def draws_at_random(self) -> bool:
         return True
 
+    @property
+    def students(self) -> frozenset[str | None]:
+        return frozenset().union(*(sampler.students for sampler in self.samplers))
+
     def for_record(self, record_id: str) -> Sampler:
         # a stream apart from the members': which is drawn must not tell what it draws
         rng = random.Random(f"{self.seed}:mixture:{record_id}")
         [sampler] = rng.choices(self.samplers, [share.weight for share in self.members])
         return sampler
 
-    def rejections(
-        self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
-    ) -> Iterator[list[str]]:
-        return self.for_record(scores.record_id).rejections(chosen, rest, scores, knowledge)
+    def draw(self, scores: TeacherScores, truth: str | None, knowledge: Knowledge = NOTHING) -> list[Split]:
+        return self.for_record(scores.record_id).draw(scores, truth, knowledge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mint_ray.loading import settings
+from mint_ray.retrievers.config import Retrieval
 from mint_ray.samplers import AnySampler, Hard
 from mint_ray.sources.config import AnySource
 from mint_ray.students.config import Generation, Student
@@ -130,10 +131,43 @@ class EvaluateResources:
 
 
 @settings
+class General:
+    """What base and aligned student are asked beside the task, by lm-evaluation-harness (extra `harness`)."""
+
+    tasks: tuple[str, ...]
+    """Names of its tasks, groups or tags. Their data come from the Hugging Face Hub, unless they say otherwise."""
+    folder: str | None = None
+    """Folder with tasks of your own (YAML), on every machine of the cluster; the harness's are then not known. What
+    they call (`!function`) is run."""
+    limit: int | None = None
+    """Questions asked of each task, the first so many; null: all."""
+    num_fewshot: int | None = None
+    """Examples ahead of each question; null: as the task has it."""
+    apply_chat_template: bool = False
+    """Ask as the student's chat template has a user ask, rather than in plain text."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("tasks must name at least one task")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be positive, got {self.limit}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ValueError(f"num_fewshot must not be negative, got {self.num_fewshot}")
+
+
+METRIC_SECTIONS = ("retrieval", "general")
+"""Keys of the metrics in the manifest of `evaluate` under which there is no method but a section of its own."""
+
+
+@settings
 class Evaluate:
     """How base and aligned student are compared on the test split."""
 
     generation: Generation = Generation()
+    retrieval: Retrieval | None = None
+    """Let both students answer once more with passages to read ahead of each note, as methods of their own."""
+    general: General | None = None
+    """Ask both students questions that have nothing to do with the task, to see what aligning costs."""
     confidence: float = 0.95
     """Level of the bootstrap intervals."""
     resamples: int = 1000

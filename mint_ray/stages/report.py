@@ -13,7 +13,7 @@ from mint_ray.metrics import Estimate, moved, per_label
 from mint_ray.records import Label, Prediction, Record
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
 from mint_ray.sources.config import AnySource, Hpo
-from mint_ray.stages.config import Evaluate, Prepare
+from mint_ray.stages.config import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 
@@ -58,6 +58,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         methods={
             method: {key: Estimate(**value) for key, value in measured.items()}
             for method, measured in evaluate.manifest.metrics.items()
+            if method not in METRIC_SECTIONS
         },
         confidence=settings.confidence,
         counts={stage: dict(artifact.manifest.counts) for stage, artifact in done.items()},
@@ -86,6 +87,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         notes=[
             f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
             *source_notes(source),
+            *_section_notes(evaluate.manifest.metrics),
             *asked.notes(),
         ],
         seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
@@ -99,6 +101,24 @@ def read_outcome(train: Artifact) -> dict[str, Any]:
     """What training leaves beside the student: `log_history`, `counts` and `metrics`."""
     outcome: dict[str, Any] = json.loads(storage.read_bytes(train.file_uri("outcome.json")))
     return outcome
+
+
+def _section_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """What `evaluate` found beside the methods' answers, a sentence for each student."""
+    notes = []
+    for method, measured in metrics.get("retrieval", {}).items():
+        found, shown = measured["retrieved"], measured["shown"]
+        if found:
+            notes.append(
+                f"Of {found['records']} records that have a document of their true label, it was found for "
+                f"{found['recall']:.1%} and shown to the {method.split(' with ')[0]} for {shown['recall']:.1%}."
+            )
+    for method, tasks in metrics.get("general", {}).items():
+        values = [
+            f"{task} {name} {value['value']:.3f}" for task, found in tasks.items() for name, value in found.items()
+        ]
+        notes.append(f"Beside the task, the {method} reaches {', '.join(values)}.")
+    return notes
 
 
 def source_notes(source: AnySource) -> list[str]:

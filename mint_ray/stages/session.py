@@ -15,8 +15,6 @@ import ray.data
 from mint_ray.artifacts import Artifact
 from mint_ray.loading import UserError
 from mint_ray.records import from_table, schema_of, to_table
-from mint_ray.stages.config import EvaluateResources, ScoreResources
-from mint_ray.telemetry import Progress
 
 Made = TypeVar("Made")
 
@@ -34,27 +32,6 @@ def connect() -> None:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def map_rows(
-    table: pa.Table,
-    actor: type[Any],
-    arguments: tuple[Any, ...],
-    resources: ScoreResources | EvaluateResources,
-    progress: Progress,
-) -> Iterator[pa.Table]:
-    """Each row of `table` through one of a pool of `actor(*arguments)`, batch by batch, in the order of the rows."""
-    blocks = [table.slice(start, resources.batch_size) for start in range(0, len(table), resources.batch_size)]
-    for batch in map_blocks(
-        blocks,
-        actor,
-        arguments,
-        actors=(resources.actors, resources.actors),
-        cpus=resources.cpus_per_actor,
-        gpus=resources.gpus_per_actor,
-    ):
-        progress.add(len(batch))
-        yield batch
 
 
 def map_blocks(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mint_ray.students.config import Generation, Student
+from mint_ray.students.config import Generation, Mode, Student
+from mint_ray.students.vocabulary import Answers
 from mint_ray.students.weights import check_student, resolve_path, student_revision
 
 if TYPE_CHECKING:
     from mint_ray.students.student import StudentGenerator, load_model, load_tokenizer, save_adapter
 
 __all__ = [
+    "Answers",
     "Generation",
+    "Mode",
     "Student",
     "StudentGenerator",
     "check_student",

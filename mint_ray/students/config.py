@@ -41,13 +41,25 @@ class Student:
             raise ValueError(f"target_modules must name layers, got {self.target_modules!r}")
 
 
+Mode = Literal["free", "constrained", "rank"]
+
+
 @settings
 class Generation:
-    """How a student answers: always greedily, so that the same student and prompt give the same text."""
+    """How a student answers: never by chance, so that the same student and prompt give the same answer."""
 
+    modes: tuple[Mode, ...] = ("free",)
+    """Each is a method of its own. `free`: greedily, whatever comes; what the report compares, so it is always there.
+    `constrained`: greedily among the answers that name as many labels as are asked for, and nothing else. `rank`: every
+    label, by how likely its name is as the first of the answer."""
     max_new_tokens: int = 96
-    """Longest answer, in tokens."""
+    """Longest free answer, in tokens."""
+    normalise: Literal["mean", "sum"] = "sum"
+    """What `rank` orders by: the log-probability of a name, so that its probabilities are those of the answer; or the
+    mean by token, which does not favour short names."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be positive, got {self.max_new_tokens}")
+        if "free" not in self.modes or len(set(self.modes)) < len(self.modes):
+            raise ValueError(f"modes must name free, and each mode once, got {', '.join(self.modes) or 'none'}")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from mint_ray.layouts import Example, Layout
+from mint_ray.layouts.choice import choose_layout
+from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.loading import UserError
 from mint_ray.records import Message
 from mint_ray.students.config import Generation, Student
+from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
 from mint_ray.students.weights import resolve_path
 
 
@@ -82,19 +88,30 @@ def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:
 
 
 class StudentGenerator:
-    """A student that answers prompts greedily, on the GPU where there is one."""
+    """A student that answers prompts, on the GPU where there is one; the same answer in any batch in float32."""
 
     def __init__(
-        self, config: Student, generation: Generation, adapter: Path | None = None, *, batch_size: int = 16
+        self,
+        config: Student,
+        generation: Generation,
+        adapter: Path | None = None,
+        *,
+        answers: Answers | None = None,
+        batch_size: int = 16,
     ) -> None:
-        """`adapter` is a folder from `save_adapter`, None for the base model; `batch_size` is prompts per pass."""
+        """`adapter` is a folder from `save_adapter`, None for the base model; `batch_size` is prompts per pass.
+
+        `answers` are those that `choose` and `rank` go by. Raises UserError if a tokenizer cannot serve them.
+        """
         self.tokenizer = load_tokenizer(config)
         # the answers of a batch start in the same column
         self.tokenizer.padding_side = "left"
+        self.vocabulary = None if answers is None else Vocabulary(self.tokenizer, answers, config.model_id)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(config, adapter=adapter).to(self.device)
         self.batch_size = batch_size
         self.max_new_tokens = generation.max_new_tokens
+        self.normalise = generation.normalise
         own = self.model.generation_config.eos_token_id
         self.eos_ids = {self.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])}
         # in place of the checkpoint's own: its temperature or repetition penalty would make another method
@@ -108,29 +125,74 @@ class StudentGenerator:
     def generate(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
         """One completion per prompt, in order, up to the end token (left out) or `max_new_tokens`.
 
-        In float32 an answer depends on its prompt alone, not on its neighbours in the batch.
         Raises UserError if a prompt and its answer do not fit into the model's context.
         """
-        prompt_ids = [self._encode(prompt) for prompt in prompts]
-        # neighbours of like length waste little on padding; longest first, so that too large a batch fails at once
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompt_ids[index]))
-        completions = [""] * len(prompts)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for index, text in zip(batch, self._complete([prompt_ids[index] for index in batch]), strict=True):
-                completions[index] = text
-        return completions
+        return self._batched([self._encode(prompt, self.max_new_tokens) for prompt in prompts], self._complete)
 
-    def _encode(self, prompt: Sequence[Message]) -> list[int]:
+    def choose(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """One of the `answers` per prompt, in order: token by token the likeliest that one of them goes on with.
+
+        Raises UserError if a prompt and the longest answer do not fit into the model's context.
+        """
+        vocabulary = self._vocabulary
+        prompt_ids = [[*self._encode(prompt, vocabulary.longest), *vocabulary.opening] for prompt in prompts]
+        return self._batched(prompt_ids, self._complete_as_allowed)
+
+    def rank(self, prompts: Sequence[Sequence[Message]]) -> list[list[float]]:
+        """For each prompt, how likely each label of the `answers` is as the first name, in the order of the labels.
+
+        A log-probability: the sum over the tokens in which the names differ and the one behind, or its mean by token.
+        All names stand behind the prompt in one pass (`layouts.likelihood`).
+        """
+        names = self._vocabulary.first_names
+        # what all names begin with tells nothing
+        opening = shared_prefix([name[:-1] for name in names])
+        longest, completions = max(map(len, names)), [name[len(opening) :] for name in names]
+        return [
+            completion_scores(
+                self.model,
+                self._layout,
+                [*self._encode(prompt, longest), *opening],
+                completions,
+                normalise=self.normalise,
+            )
+            for prompt in prompts
+        ]
+
+    @property
+    def _vocabulary(self) -> Vocabulary:
+        if self.vocabulary is None:
+            raise ValueError("this student was not told the answers that it may give")
+        return self.vocabulary
+
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        # tried on what every worker has alike, not on the record that happens to come first
+        prompt_ids = self._encode([Message(role="user", content="Which of these is the most likely?")], 0)
+        completions = self._vocabulary.first_names[:4]
+        probe = Example(record_id="probe", prompt_ids=prompt_ids, completions=completions, pairs=[])
+        return choose_layout(self.model, [probe])
+
+    def _encode(self, prompt: Sequence[Message], new_tokens: int) -> list[int]:
         messages = [dataclasses.asdict(message) for message in prompt]
         ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if limit is not None and len(ids) + self.max_new_tokens > limit:
+        if limit is not None and len(ids) + new_tokens > limit:
             raise UserError(
-                f"max_new_tokens: a prompt of {len(ids)} tokens and {self.max_new_tokens} new ones "
+                f"max_new_tokens: a prompt of {len(ids)} tokens and {new_tokens} new ones "
                 f"exceed the model's context of {limit}"
             )
         return ids
+
+    def _batched(self, prompt_ids: list[list[int]], complete: Callable[[list[list[int]]], list[str]]) -> list[str]:
+        # neighbours of like length waste little on padding; longest first, so that too large a batch fails at once
+        order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+        completions = [""] * len(prompt_ids)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for index, text in zip(batch, complete([prompt_ids[index] for index in batch]), strict=True):
+                completions[index] = text
+        return completions
 
     @torch.inference_mode()
     def _complete(self, prompt_ids: list[list[int]]) -> list[str]:
@@ -138,6 +200,25 @@ class StudentGenerator:
         output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
         new_BT = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.tokenizer.decode(self._until_end(new_T), skip_special_tokens=True) for new_T in new_BT]
+
+    @torch.inference_mode()
+    def _complete_as_allowed(self, prompt_ids: list[list[int]]) -> list[str]:
+        vocabulary = self._vocabulary
+        inputs = self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt").to(self.device)
+        walks = [Walk(vocabulary) for _ in prompt_ids]
+        opened = inputs["input_ids"].shape[1] - len(vocabulary.opening)
+
+        def allowed(row: int, ids_T: Tensor) -> list[int]:
+            walk = walks[row]
+            for token in ids_T[opened + len(walk.ids) :].tolist():
+                if walk.named is None:
+                    walk.step(token)
+            return walk.allowed() or [self.tokenizer.pad_token_id]
+
+        output_BT = self.model.generate(**inputs, max_new_tokens=vocabulary.longest, prefix_allowed_tokens_fn=allowed)
+        for row, ids_T in enumerate(output_BT):
+            allowed(row, ids_T)
+        return [walk.text() for walk in walks]
 
     def _until_end(self, ids: list[int]) -> list[int]:
         return next((ids[:end] for end, token in enumerate(ids) if token in self.eos_ids), ids)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import TYPE_CHECKING, Protocol, assert_never, runtime_checkable
 
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers.config import AnyTeacher, Ensemble, Generative, Imported, Ontology, Table
+
+if TYPE_CHECKING:
+    from mint_ray.images import Frame, Seen
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,10 @@ class FitReport:
 
 
 class Teacher(Protocol):
-    """Ranks every label of the task for each record: `fit` or `load` first, then `score`."""
+    """Ranks every label of the task for each record: `fit` or `load` first, then `score`.
+
+    One that looks at images is a `Viewer` too.
+    """
 
     def inputs(self) -> dict[str, str]:
         """Identity of everything it reads beside the records. Raises UserError when something is missing."""
@@ -39,6 +45,17 @@ class Teacher(Protocol):
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
         """One ranking per record, in order; the same record gets the same ranking in any batch."""
+
+
+@runtime_checkable
+class Viewer(Protocol):
+    """A teacher whose images others may decode ahead of it, on processors that cost less than its own."""
+
+    def frame(self) -> Frame:
+        """The form in which it wants them."""
+
+    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
+        """As `score`, which reads the images itself; an image that cannot be read fails its record with that reason."""
 
 
 def build_teacher(config: AnyTeacher) -> Teacher:

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mint_ray import storage
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
+from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import PLACEHOLDER, Generative
 
-NAMES_PER_PASS = 256
-"""Most labels behind one prompt in one forward pass; a fixed cut, so that a record's scores depend on it alone."""
 READ = (".json", ".safetensors", ".model", ".jinja", ".txt")
 """Ends of the names of the files that make a model in a folder what it is."""
 
@@ -77,22 +76,19 @@ class GenerativeTeacher:
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt_ids) + max(map(len, self._names)) > limit:
             return self._failed(record, "prompt_too_long")
-        scores: list[float] = []
-        for start in range(0, len(self._names), NAMES_PER_PASS):
-            names = self._names[start : start + NAMES_PER_PASS]
-            scores += self._ask(Example(record_id=record.record_id, prompt_ids=prompt_ids, completions=names, pairs=[]))
+        scores = completion_scores(
+            self._model,
+            self._layout,
+            prompt_ids,
+            self._names,
+            normalise=self.config.normalise,
+            record_id=record.record_id,
+        )
         order = sorted(range(len(scores)), key=lambda i: -scores[i])
         return TeacherScores(
             record_id=record.record_id, split=record.split, teacher=self.config.kind,
             labels=[self.labels[i].label_id for i in order], scores=[scores[i] for i in order],
         )  # fmt: skip
-
-    @torch.inference_mode()
-    def _ask(self, example: Example) -> list[float]:
-        batch = self._layout.lay_out([example], score_prompt=False)
-        logps = self._layout.run(self._model, {name: tensor.to(self._model.device) for name, tensor in batch.items()})
-        scores: list[float] = (logps.means_C if self.config.normalise == "mean" else logps.sums_C).tolist()
-        return scores
 
     def _failed(self, record: Record, reason: str) -> TeacherScores:
         return TeacherScores(

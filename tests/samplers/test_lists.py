@@ -17,6 +17,7 @@ from mint_ray.samplers import (
     Knowledge,
     Margin,
     Mixture,
+    OnPolicy,
     Permuted,
     Sampler,
     Share,
@@ -138,8 +139,15 @@ def test_difficulty_is_one_less_the_gap_in_units_of_the_range() -> None:
 
 
 TIES = {label: {other: float(place + 1) for place, other in enumerate(LABELS[::3])} for label in LABELS[::2]}
-KNOWLEDGE = Knowledge(confusions=TIES, siblings=TIES)
-MEMBERS = (Share(sampler=Hard()), Share(sampler=Confusion(temperature=0.5), weight=2), Share(sampler=Uniform()))
+# of the records that hypothesis comes up with, those of one digit are answered
+ANSWERS = {None: {str(digit): LABELS[digit:] + LABELS[:digit] for digit in range(10)}}
+KNOWLEDGE = Knowledge(confusions=TIES, siblings=TIES, answers=ANSWERS)
+MEMBERS = (
+    Share(sampler=Hard()),
+    Share(sampler=Confusion(temperature=0.5), weight=2),
+    Share(sampler=Uniform()),
+    Share(sampler=OnPolicy()),
+)
 
 
 @settings(deadline=None)
@@ -154,11 +162,13 @@ MEMBERS = (Share(sampler=Hard()), Share(sampler=Confusion(temperature=0.5), weig
             Confusion(),
             Sibling(temperature=2.0),
             Mixture(members=MEMBERS),
+            OnPolicy(),
+            OnPolicy(within=3),
             Permuted(),
             Truth(),
         ]
     ),
-    record_id=st.text(max_size=4),
+    record_id=st.one_of(st.text(max_size=4), st.sampled_from("0123456789")),
     top=st.integers(1, 8),
     pairs=st.integers(1, 4),
     truth=st.sampled_from([None, *LABELS]),

@@ -14,6 +14,7 @@ from mint_ray.records import (
     Label,
     Message,
     Phenotype,
+    Prediction,
     PreferencePair,
     Record,
     Split,
@@ -26,6 +27,7 @@ from mint_ray.samplers import (
     Hard,
     Knowledge,
     Mixture,
+    OnPolicy,
     Permuted,
     Share,
     Sibling,
@@ -194,6 +196,53 @@ def test_the_driver_reads_no_rows_but_labels(
     assert draw(tmp_path, Confusion(top=2), inputs).is_complete
 
 
+def write_answers(root: Path, name: str, turn: int) -> tuple[Artifact, dict[str, list[str]]]:
+    """How a student ranks the labels of every record that is not for the test; of one it could say nothing."""
+    rankings = {
+        record.record_id: [] if record.record_id == "r02" else IDS[(number + turn) % 8 :] + IDS[: (number + turn) % 8]
+        for number, record in enumerate(RECORDS)
+        if record.split != "test"
+    }
+    artifact = open_artifact(str(root), "answer", {"name": name}, {})
+    with artifact.write() as draft:
+        rows = [
+            Prediction(record_id=record_id, method=name, labels=labels, text="", reason=None if labels else "empty")
+            for record_id, labels in rankings.items()
+        ]
+        # where the records are in parts of ten, and the answers to them in parts of their own
+        for part, start in (("00000-000", 0), ("00000-001", 4), ("00001-000", 8), ("00002-000", 16)):
+            stop = {0: 4, 4: 8, 8: 16}.get(start)
+            draft.placed.append(artifact.write_part(f"answers/part-{part}.parquet", Prediction, rows[start:stop]))
+    return artifact, rankings
+
+
+def test_what_students_answer_is_rejected_and_what_fills_up_is_counted(
+    ray_cluster: None, tmp_path: Path, inputs: tuple[Artifact, Artifact]
+) -> None:
+    uri = "s3://bucket/train-0123456789ab"
+    base, said = write_answers(tmp_path, "base", 3)
+    aligned, learned = write_answers(tmp_path, "aligned", 0)
+    sampler = Mixture(
+        top=2,
+        pairs_per_record=2,
+        members=(Share(sampler=OnPolicy(within=4)), Share(sampler=OnPolicy(student=uri)), Share(sampler=Hard())),
+    )
+    made = draw_pairs(str(tmp_path), Pair(sampler=sampler), RareDisease(), *inputs, answers={None: base, uri: aligned})
+    knowledge, filled = Knowledge(answers={None: said, uri: learned}), 0
+    for split in ("train", "validation"):
+        rows = made.rows(PreferencePair, split)
+        assert rows == row_by_row(sampler, split, knowledge)
+        for row in rows:
+            member = sampler.for_record(row.record_id)
+            if isinstance(member, OnPolicy):
+                answers = {None: said, uri: learned}[member.student][row.record_id][: member.within]
+                filled += sum(label not in answers for label in row.rejected_labels)
+    assert {row.sampler for row in rows} == {"hard", "on_policy"}
+    assert made.manifest.counts["labels_filled"] == filled > 0
+    assert made.manifest.inputs["answers of the base student"] == base.name
+    assert made.manifest.inputs[f"answers of {uri}"] == aligned.name
+
+
 class DiesOnce(PairingActor):
     """Its worker is killed when it has written the second part, before it could say so."""
 
@@ -229,7 +278,7 @@ def control(
     """The pairs of all parts of the scores, drawn here."""
     artifact = open_artifact(str(root), "pair", {"control": control}, {})
     config = from_data(Pair, {**dump(Pair(sampler=sampler)), "control": control})
-    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), 100)
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, {}, Knowledge(), 100)
     parts = enumerate(file.path for file in inputs[1].table_files("scores"))
     made = [actor._work(ScoresPart(number=number, path=path, near=[])) for number, path in parts]
     return [pair for part in made for pairs in read_pairs(artifact, part.files) for pair in pairs]
@@ -288,7 +337,7 @@ def work(root: Path, inputs: tuple[Artifact, Artifact], pairs_per_part: int) -> 
     """The first part of the scores, drawn here."""
     artifact = open_artifact(str(root), "pair", {}, {})
     config = Pair(sampler=Hard(top=2, pairs_per_record=3))
-    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), pairs_per_part)
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, {}, Knowledge(), pairs_per_part)
     part = ScoresPart(number=0, path="scores/part-00000.parquet", near=["records/part-00000.parquet"])
     return artifact, actor._work(part)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mint_ray.layouts import likelihood
 from mint_ray.loading import UserError, from_data
 from mint_ray.records import Label, Phenotype, Record
-from mint_ray.teachers import generative as module
 from mint_ray.teachers.config import Generative
 from mint_ray.teachers.generative import GenerativeTeacher, write_prompt
 from tests.teachers.test_conformance import LABELS
@@ -62,7 +62,7 @@ def one_by_one(folder: Path, text: str, answer: str) -> tuple[float, int]:
 def test_a_score_is_the_log_probability_of_the_name_and_the_end(
     model: Path, monkeypatch: pytest.MonkeyPatch, normalise: str, per_pass: int
 ) -> None:
-    monkeypatch.setattr(module, "NAMES_PER_PASS", per_pass)
+    monkeypatch.setattr(likelihood, "COMPLETIONS_PER_PASS", per_pass)
     row = fitted(model, normalise=normalise).score([RECORD])[0]
     text = "<|im_start|>user\nA boy of four. Findings: Seizure. Which?<|im_end|>\n<|im_start|>assistant\n"
     names = {label.label_id: label.name for label in LABELS}

@@ -1,0 +1,168 @@
+"""Read images that strangers made: bounded in bytes and pixels and of known formats, or refused with a reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mint_ray import storage
+from mint_ray.loading import UserError
+
+Pixels = NDArray[np.uint8]
+"""(height, width, 3), red, green, blue."""
+
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
+"""Every decoder is a way in for made-up files: those of images in use, and no more."""
+CELL = re.compile(r"(?P<table>.+\.parquet)#column=(?P<column>[^&]+)&row=(?P<row>\d+)")
+"""An image that lies in a cell of a Parquet file, as bytes or as the struct {bytes, path} of `datasets`."""
+ROW_GROUPS_HELD = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+    """The form in which a model wants its images, and the bounds outside which none is decoded."""
+
+    size: int
+    """Height and width, in pixels."""
+    fit: Literal["crop", "squash"] = "crop"
+    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled."""
+    max_bytes: int = 32_000_000
+    """Largest file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width, looked up before anything is decoded."""
+
+
+class ImageError(ValueError):
+    """Why an image is none; `reason` is counted, the message names the image."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+Seen = Sequence[Pixels | ImageError | None]
+"""The images of some records, in their order: None where there is none, the error where it cannot be read."""
+
+
+def read_images(uris: Sequence[str | None], frame: Frame) -> list[Pixels | ImageError | None]:
+    """`read_image` of each; None where there is no image to read, the error where there is one that cannot be."""
+    images: list[Pixels | ImageError | None] = []
+    for uri in uris:
+        try:
+            images.append(None if uri is None else read_image(uri, frame))
+        except ImageError as error:
+            images.append(error)
+    return images
+
+
+def read_image(uri: str, frame: Frame) -> Pixels:
+    """The image at `uri`, a file or a cell `x.parquet#column=image&row=3`, upright and in the form of `frame`.
+
+    Raises ImageError with the reason `image_missing`, `image_too_many_bytes`, `image_too_many_pixels`,
+    `image_unknown_format`, `image_truncated`, `image_corrupt`; storage that fails raises its own error, for that is no
+    fault of the image.
+    """
+    return decode_image(_read(uri, frame.max_bytes), frame, uri)
+
+
+def decode_image(content: bytes, frame: Frame, name: str) -> Pixels:
+    """Pixels of an encoded image; `name` is what errors call it. Raises ImageError as `read_image` does."""
+    if len(content) > frame.max_bytes:
+        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {frame.max_bytes:,}")
+    try:
+        with warnings.catch_warnings():
+            # Pillow would only warn of a file that decodes to gigabytes; the bound below is ours and lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = image.size
+        if width * height > frame.max_pixels:
+            raise ImageError(
+                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {frame.max_pixels:,} in all"
+            )
+        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
+        image.draft("RGB", (2 * frame.size, 2 * frame.size))
+        return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_many_pixels", f"{name}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("image_unknown_format", f"{name}: none of {', '.join(FORMATS)}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError, TypeError, KeyError) as error:
+        # Pillow's decoders raise whatever they stumble over
+        message = " ".join(str(error).split())
+        cut_off = "truncated" in message or isinstance(error, EOFError)
+        raise ImageError("image_truncated" if cut_off else "image_corrupt", f"{name}: {message}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        # sixteen bits of grey: Pillow would cut them off at 255
+        grey = np.asarray(image, dtype=np.float64)
+        span = 65535.0 if grey.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(grey / span * 255, 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _fit(image: Image.Image, frame: Frame) -> Pixels:
+    size = (frame.size, frame.size)
+    if image.size != size:
+        if frame.fit == "crop":
+            image = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
+        else:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+    return np.array(image, dtype=np.uint8)
+
+
+def _read(uri: str, max_bytes: int) -> bytes:
+    if cell := CELL.fullmatch(uri):
+        return _read_cell(cell["table"], cell["column"], int(cell["row"]))
+    found = storage.size(uri)
+    if found is None:
+        raise ImageError("image_missing", f"{uri}: no such file")
+    if found > max_bytes:
+        raise ImageError("image_too_many_bytes", f"{uri}: {found:,} bytes, at most {max_bytes:,}")
+    return storage.read_bytes(uri)
+
+
+def _read_cell(table: str, column: str, row: int) -> bytes:
+    if not storage.exists(table):
+        raise ImageError("image_missing", f"{table}: no such file")
+    start = 0
+    for group, rows in enumerate(_row_groups(table)):
+        if row < start + rows:
+            value = _read_row_group(table, column, group)[row - start].as_py()
+            content = value.get("bytes") if isinstance(value, dict) else value
+            if not isinstance(content, bytes):
+                raise ImageError("image_missing", f"{table}: {column}: row {row} holds no image")
+            return content
+        start += rows
+    raise ImageError("image_missing", f"{table}: no row {row} among {start}")
+
+
+@functools.lru_cache(maxsize=64)
+def _row_groups(table: str) -> list[int]:
+    with storage.open_input(table) as stream:
+        metadata = pq.read_metadata(stream)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@functools.lru_cache(maxsize=ROW_GROUPS_HELD)
+def _read_row_group(table: str, column: str, group: int) -> pa.ChunkedArray:
+    """Neighbouring rows are asked for one after the other, so that a group is read once."""
+    with storage.open_input(table) as stream:
+        file = pq.ParquetFile(stream)
+        if column not in file.schema_arrow.names:
+            raise UserError(f"{table}: no column {column!r}; found {', '.join(file.schema_arrow.names)}")
+        return file.read_row_group(group, columns=[column])[column]

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mint_ray.images import Frame, ImageError, decode_image, read_image, read_images
+from mint_ray.loading import UserError
+
+FRAME = Frame(size=32)
+
+
+def picture(width: int = 48, height: int = 64, form: str = "PNG", mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    target = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(target, form)
+    return target.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises more pixels than any machine holds."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def reason(content: bytes, frame: Frame = FRAME) -> str:
+    with pytest.raises(ImageError) as caught:
+        decode_image(content, frame, "x.png")
+    assert str(caught.value).startswith("x.png: ")
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP", "BMP"])
+def test_every_known_format_is_read_in_the_size_asked_for(form: str) -> None:
+    image = decode_image(picture(form=form), FRAME, "x")
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
+    content = picture(32, 32)
+    assert np.array_equal(decode_image(content, FRAME, "x"), np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_crop_keeps_the_middle_and_squash_keeps_all() -> None:
+    pixels = np.zeros((32, 96, 3), np.uint8)
+    pixels[:, 32:64] = 255
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    assert decode_image(target.getvalue(), FRAME, "x").min() == 255
+    squashed = decode_image(target.getvalue(), Frame(size=32, fit="squash"), "x")
+    assert (squashed[:, 0].max(), squashed[:, 16].min(), squashed[:, 31].max()) == (0, 255, 0)
+
+
+def test_an_image_is_turned_upright_as_its_camera_says() -> None:
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG", exif=exif)
+    upright = decode_image(target.getvalue(), FRAME, "x")
+    assert (upright[0].max(), upright[-1].min()) == (0, 255)
+
+
+def test_sixteen_bits_of_grey_keep_their_order() -> None:
+    grey = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    target = io.BytesIO()
+    Image.fromarray(grey).save(target, "PNG")
+    image = decode_image(target.getvalue(), FRAME, "x")[..., 0].astype(int).ravel()
+    assert (np.diff(image) >= 0).all()
+    assert 120 < image[len(image) // 2] < 135
+
+
+def test_what_is_no_image_is_refused_with_its_reason() -> None:
+    assert reason(b"not an image") == "image_unknown_format"
+    assert reason(b"") == "image_unknown_format"
+    assert reason(picture(form="GIF")) == "image_unknown_format"
+    jpeg = picture(200, 200, "JPEG")
+    assert reason(jpeg[: len(jpeg) // 2]) == "image_truncated"
+    png = bytearray(picture(200, 200))
+    png[60:90] = b"\0" * 30
+    assert reason(bytes(png)) in ("image_corrupt", "image_truncated")
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    assert reason(bomb(60_000, 60_000)) == "image_too_many_pixels"
+    assert reason(bomb(12_000, 12_000), Frame(size=32, max_pixels=1_000_000)) == "image_too_many_pixels"
+    assert reason(picture(), Frame(size=32, max_bytes=100)) == "image_too_many_bytes"
+
+
+def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "x.png").open("wb") as file:
+        file.truncate(10**11)  # sparse: reading it would take all memory
+    with pytest.raises(ImageError, match="100,000,000,000 bytes"):
+        read_image(str(tmp_path / "x.png"), FRAME)
+
+
+def test_one_bad_image_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+    (tmp_path / "good.png").write_bytes(picture())
+    (tmp_path / "bad.png").write_bytes(b"x")
+    uris = [str(tmp_path / name) for name in ("good.png", "bad.png", "none.png")]
+    good, bad, missing, absent = read_images([*uris, None], FRAME)
+    assert isinstance(good, np.ndarray)
+    assert isinstance(bad, ImageError)
+    assert isinstance(missing, ImageError)
+    assert (bad.reason, missing.reason, absent) == ("image_unknown_format", "image_missing", None)
+
+
+def test_images_are_read_from_the_cells_of_a_table(tmp_path: Path) -> None:
+    contents = [picture(32 + i, 32) for i in range(5)]
+    path = tmp_path / "images.parquet"
+    cells = [{"bytes": content, "path": None} for content in contents]
+    pq.write_table(pa.table({"image": contents, "cell": cells, "name": list("abcde")}), path, row_group_size=2)
+    for row, content in enumerate(contents):
+        for column in ("image", "cell"):
+            found = read_image(f"{path}#column={column}&row={row}", FRAME)
+            assert np.array_equal(found, decode_image(content, FRAME, "x"))
+    with pytest.raises(ImageError, match="no row 5 among 5"):
+        read_image(f"{path}#column=image&row=5", FRAME)
+    with pytest.raises(ImageError, match="row 0 holds no image"):
+        read_image(f"{path}#column=name&row=0", FRAME)
+    with pytest.raises(UserError, match="no column 'other'; found image, cell, name"):
+        read_image(f"{path}#column=other&row=0", FRAME)
+
+
+@pytest.mark.s3
+def test_images_are_read_from_object_storage(s3_root: str) -> None:
+    from mint_ray import storage
+
+    storage.write_bytes(f"{s3_root}/x.png", picture())
+    assert read_image(f"{s3_root}/x.png", FRAME).shape == (32, 32, 3)
+    with pytest.raises(ImageError) as caught:
+        read_image(f"{s3_root}/none.png", FRAME)
+    assert caught.value.reason == "image_missing"
