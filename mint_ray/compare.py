@@ -120,7 +120,7 @@ def run_comparison(config: ComparisonConfig) -> Compared:
             try:
                 runs[method.name].append(run_pipeline(each, "evaluate"))
             except Exception as error:
-                failed[method.name] = _one_line(error)
+                failed[method.name] = one_line(error)
                 told = None if isinstance(error, UserError) else error
                 logger.error("compare: %s failed: %s", method.name, failed[method.name], exc_info=told)
                 break
@@ -540,6 +540,11 @@ def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, 
     return [*notes, *source_notes(config.prepare.source), *task.notes()]
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong, as it stands in the table."""
+    # what Ray carries over it wraps, and ends with advice of its own
+    inner = getattr(error, "cause", None) or error.__cause__
+    if isinstance(inner, BaseException):
+        return one_line(inner)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"
