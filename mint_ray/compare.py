@@ -38,7 +38,7 @@ from mint_ray.reports.comparison import (
     render_terminal,
 )
 from mint_ray.reports.comparison_page import render_html
-from mint_ray.stages.evaluate import ALIGNED, BASE, TEACHER
+from mint_ray.stages.evaluate import ALIGNED, BASE, TEACHER, WITH_PASSAGES
 from mint_ray.stages.pair import check_lengths
 from mint_ray.stages.report import MARKDOWN, PAGE, TABLE, read_outcome, source_notes
 from mint_ray.tasks import Task, build_task
@@ -56,9 +56,6 @@ FREE = ("train.trainer.objective", "pair.sampler", "pair.control", "evaluate.ret
 SHARED = ("pair.sampler.top", "pair.sampler.pairs_per_record")
 """Where they may not, all the same: the length of the answers, and how much there is to learn from."""
 
-PASSAGES = " with passages"
-"""What the evaluation adds to the name of answers that were given with passages to read."""
-
 CONFUSED, DISAGREEMENTS = 10, 5
 
 
@@ -75,7 +72,7 @@ class Method:
     @property
     def reads(self) -> bool:
         """Whether passages are put ahead of the note: only answers given with them then count."""
-        return getattr(self.configs[0].evaluate, "retrieval", None) is not None
+        return self.configs[0].evaluate.retrieval is not None
 
     @property
     def role(self) -> Role:
@@ -123,7 +120,7 @@ def run_comparison(config: ComparisonConfig) -> Compared:
             try:
                 runs[method.name].append(run_pipeline(each, "evaluate"))
             except Exception as error:
-                failed[method.name] = _one_line(error)
+                failed[method.name] = one_line(error)
                 told = None if isinstance(error, UserError) else error
                 logger.error("compare: %s failed: %s", method.name, failed[method.name], exc_info=told)
                 break
@@ -317,7 +314,7 @@ def collect_answers(
             for row in done["evaluate"].rows(Prediction, "predictions"):
                 by_name.setdefault(row.method, []).append(row)
             for name, predictions in by_name.items():
-                read, plain = PASSAGES in name, name.replace(PASSAGES, "")
+                read, plain = WITH_PASSAGES in name, name.replace(WITH_PASSAGES, "")
                 if plain.startswith(method.student) and read == method.reads:
                     decoding = plain.removeprefix(method.student)
                     made = found.setdefault(method.name + decoding, Answers(runs=[], decoding=decoding))
@@ -543,6 +540,11 @@ def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, 
     return [*notes, *source_notes(config.prepare.source), *task.notes()]
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What went wrong, as it stands in the table."""
+    # what Ray carries over it wraps, and ends with advice of its own
+    inner = getattr(error, "cause", None) or error.__cause__
+    if isinstance(inner, BaseException):
+        return one_line(inner)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
     return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
-from mint_ray.compare import Method, check_leaks, collect_answers, plan_methods, write_comparison
+from mint_ray.compare import Method, check_leaks, collect_answers, one_line, plan_methods, write_comparison
 from mint_ray.config import ComparisonConfig
 from mint_ray.loading import UserError, from_data, load
 from mint_ray.records import Label, Phenotype, Prediction, Record, TeacherScores
@@ -181,7 +181,8 @@ def test_a_bad_method_is_named(methods: dict[str, Any], more: dict[str, Any], me
 def test_the_shipped_comparison_is_on_equal_terms_and_has_its_controls() -> None:
     shipped = load(ComparisonConfig, Path(__file__).parent.parent / "jobs" / "compare.yaml")
     methods = {method.name: method for method in plan_methods(shipped)}
-    assert all(method.unequal == [] and len(method.configs) == 3 for method in methods.values())
+    assert all(method.unequal == [] for method in methods.values())
+    assert {name for name, method in methods.items() if len(method.configs) != 3} == {"rag"}
     assert {method.configs[0].pair.control for method in methods.values()} == {None, "swapped", "relabelled"}
     assert methods["orpo"].configs[0].pair == Pair(sampler=shipped.pair.sampler)
 
@@ -331,6 +332,14 @@ def test_each_against_each_leaves_the_teacher_out(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_error_is_told_in_the_line_that_says_what_was_wrong() -> None:
+    wrapped = RuntimeError("a traceback\nTo change retry attempts, configure this and that")
+    wrapped.__cause__ = MemoryError("long story\nno room for 3 GB\n")
+    assert one_line(wrapped) == "MemoryError: no room for 3 GB"
+    assert one_line(UserError("pair.sampler: hard drew no pair")) == "pair.sampler: hard drew no pair"
+    assert one_line(ValueError()) == "ValueError: ValueError()"
+
+
 def test_when_every_method_fails_there_is_still_a_report(tmp_path: Path) -> None:
     given = config({"orpo": {}}, root=str(tmp_path))
     done = left_behind(tmp_path, "orpo", right("aligned student", 1))
@@ -363,6 +372,23 @@ def test_a_method_on_other_terms_gives_no_answers_of_teacher_and_base_student(tm
     evaluated = leave(tmp_path, "evaluate", "1", {"predictions": (Prediction, rows)})
     methods = plan(orpo={"train.trainer.learning_rate": 1e-3, "unequal": True})
     assert list(collect_answers(methods, {"orpo": [{"evaluate": evaluated}] * 2}, {})) == ["orpo"]
+
+
+def test_a_student_that_reads_is_judged_by_what_it_says_with_passages(tmp_path: Path) -> None:
+    rows = [
+        *right("teacher", 7), *right("base student", 0), *right("base student with passages", 2),
+        *right("aligned student", 3), *right("aligned student with passages", 4),
+    ]  # fmt: skip
+    evaluated = leave(tmp_path, "evaluate", "1", {"predictions": (Prediction, rows)})
+    retrieval = {"evaluate.retrieval": {"passages": 2}}
+    methods = plan(rag={"student": "base", **retrieval}, both=retrieval)
+    runs = {"rag": [{"evaluate": evaluated}], "both": [{"evaluate": evaluated}] * 2}
+    found = collect_answers(methods, runs, {})
+    assert list(found) == ["teacher", "base student", "rag", "both"]
+    said = {name: {row.method for row in each.runs[0]} for name, each in found.items()}
+    assert said["rag"] == {"base student with passages"}
+    assert said["both"] == {"aligned student with passages"}
+    assert said["base student"] == {"base student"}
 
 
 def test_a_note_of_the_training_split_is_found_in_the_test_split() -> None:

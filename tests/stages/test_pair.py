@@ -279,7 +279,7 @@ def control(
     """The pairs of all parts of the scores, drawn here."""
     artifact = open_artifact(str(root), "pair", {"control": control}, {})
     config = from_data(Pair, {**dump(Pair(sampler=sampler)), "control": control})
-    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, Knowledge(), 100)
+    actor = PairingActor(artifact, config, RareDisease(), LABELS, *inputs, {}, Knowledge(), 100)
     parts = enumerate(file.path for file in inputs[1].table_files("scores"))
     made = [actor._work(ScoresPart(number=number, path=path, near=[])) for number, path in parts]
     return [pair for part in made for pairs in read_pairs(artifact, part.files) for pair in pairs]
