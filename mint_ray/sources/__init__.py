@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -33,6 +34,14 @@ class Source(Protocol):
 
     def labels(self) -> dict[str, list[str]]:
         """Names of every label met in the records, by label id; the first is the preferred one."""
+
+
+def find_group(pattern: str, text: str) -> str | None:
+    """What the pattern's first bracket matches in `text`, or the pattern if it has none; None if that is nothing."""
+    found = re.search(pattern, text)
+    if found is None:
+        return None
+    return (found[1] if found.re.groups else found[0]) or None
 
 
 def build_source(config: AnySource) -> Source:

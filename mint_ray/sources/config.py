@@ -24,6 +24,13 @@ IMAGE = "image"
 """Another: the images themselves, in a Parquet file."""
 
 
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise ValueError(f"group: {pattern!r} is no regular expression: {error}") from error
+
+
 @settings
 class Terms:
     """What every source has: the terms its records come under, as the user states them; nothing is guessed."""
@@ -100,8 +107,12 @@ class Table(Terms):
     """Where the images lie whose paths `image_uri` has: a folder or prefix that each is below, or a URI with `{}` in
     its place, such as `images/{}.jpg`; null: beside the table, unless it is a whole URI. What lies there is known by
     its name: an image that is replaced under the same name is not noticed."""
+    group: str | None = None
+    """Regular expression that finds a record's group in what `group_id` has, as its first bracket or all that matches,
+    such as `^.{12}` for the patient in names of TCGA; null: all of it."""
 
     def __post_init__(self) -> None:
+        _check_pattern(self.group)
         known = (*FIELDS, LABEL_NAME, IMAGE)
         for key in self.columns:
             if key not in known and not (key.startswith(CODED) and key != CODED):
@@ -121,14 +132,10 @@ class ImageFolder(Terms):
     uri: str
     """The folder of the folders. It is listed whole; for millions of images write a table of their URIs."""
     group: str | None = None
-    """Regular expression that finds an image's group in its file name, as its first bracket or all that matches, such
-    as `^.{12}` for the patient in names of TCGA; null: each image is a group of its own."""
+    """Regular expression that finds an image's group in its file name, as for a table; null: each image is its own."""
 
     def __post_init__(self) -> None:
-        try:
-            re.compile(self.group or "")
-        except re.error as error:
-            raise ValueError(f"group: {self.group!r} is no regular expression: {error}") from error
+        _check_pattern(self.group)
 
 
 AnySource = Annotated[Phenopackets | Hpo | Table | ImageFolder, Field(discriminator="kind")]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 
 from mint_ray import storage
 from mint_ray.records import Record
-from mint_ray.sources import BadRow
+from mint_ray.sources import BadRow, find_group
 from mint_ray.sources.config import ImageFolder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
@@ -52,5 +51,4 @@ class ImageFolderSource:
         """An empty text where the image is to be its own group; None where none is found."""
         if self.config.group is None:
             return ""
-        found = re.search(self.config.group, path.rpartition("/")[2])
-        return None if found is None else (found[1] if found.re.groups else found[0]) or None
+        return find_group(self.config.group, path.rpartition("/")[2])

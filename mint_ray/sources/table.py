@@ -20,7 +20,7 @@ from mint_ray import storage
 from mint_ray.loading import UserError
 from mint_ray.ontology import load_ontology
 from mint_ray.records import SPLITS, Phenotype, Record, Split
-from mint_ray.sources import BadRow
+from mint_ray.sources import BadRow, find_group
 from mint_ray.sources.config import CODED, FIELDS, IMAGE, LABEL_NAME, Table
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
@@ -98,7 +98,7 @@ class TableSource:
             raise RowError("no_record_id", f"{self.columns['record_id']}: required, and not given")
         record = Record(
             record_id=record_id,
-            group_id=self._text(row, "group_id") or record_id,
+            group_id=self._group(row) or record_id,
             label_id=self._text(row, "label_id"),
             split=self._split(row),
             text=self._text(row, "text"),
@@ -117,6 +117,15 @@ class TableSource:
         if isinstance(value, list | dict | bytes):
             raise RowError("not_text", f"{self.columns[name]}: expected text, got {value!r}")
         return None if value is None else str(value).strip() or None
+
+    def _group(self, row: dict[str, Any]) -> str | None:
+        value = self._text(row, "group_id")
+        if value is None or self.config.group is None:
+            return value
+        group = find_group(self.config.group, value)
+        if group is None:
+            raise RowError("no_group", f"{self.columns['group_id']}: {self.config.group!r} finds no group in {value!r}")
+        return group
 
     def _image_uri(self, row: dict[str, Any]) -> str | None:
         """Whole, for a worker on any machine."""

@@ -72,6 +72,17 @@ def test_without_a_group_each_record_is_its_own(tmp_path: Path) -> None:
     assert record == Record(record_id="5", group_id="5", text="A note.")
 
 
+def test_a_group_is_found_in_its_column(tmp_path: Path) -> None:
+    rows = [{"slide": name, "text": "x"} for name in ("TCGA-44-01A", "TCGA-44-02B", "C3L-1", "GTEX-55-01A")]
+    path = write_jsonl(tmp_path / "x.jsonl", *rows)
+    settings = Table(uri=str(path), columns={"record_id": "slide", "group_id": "slide"}, group=r"^(?:TCGA|GTEX)-(\d\d)")
+    first, second, bad, last = build_source(settings).read()
+    assert [row.group_id for row in (first, second, last) if isinstance(row, Record)] == ["44", "44", "55"]
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.where) == ("no_group", f"{path}:3")
+    assert bad.message.endswith("finds no group in 'C3L-1'")
+
+
 @pytest.mark.parametrize(
     ("row", "reason", "said"),
     [
@@ -273,9 +284,10 @@ def test_an_extension_that_this_process_does_not_know_is_refused_by_its_name(tmp
         ({"uri": "x.csv", "columns": {"image": "i"}}, "only a .parquet file holds images"),
         ({"uri": "x.parquet", "columns": {"image": "i", "image_uri": "u"}}, "the images lie in the table, yet"),
         ({"uri": "x.parquet", "columns": {"image": "i"}, "images": "d"}, "the images lie in the table, yet"),
+        ({"uri": "x.csv", "group": "("}, r"group: '\(' is no regular expression"),
     ],
 )
-def test_images_have_one_place(settings: dict[str, Any], message: str) -> None:
+def test_settings_that_contradict_themselves_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_data(Table, {"kind": "table", **settings})
 
