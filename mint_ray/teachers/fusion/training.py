@@ -438,7 +438,7 @@ class Course:
         grads = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in learning]
         flat = total(torch.cat([grad.flatten() for grad in grads]))
         flat *= min(1.0, MAX_NORM / max(float(flat.norm()), 1e-12))
-        pieces = torch.split(flat, [grad.numel() for grad in grads])  # type: ignore[no-untyped-call]
+        pieces = torch.split(flat, [grad.numel() for grad in grads])
         for weight, grad in zip(learning, pieces, strict=True):
             weight.grad = grad.view_as(weight)
         for group in self.optimizer.param_groups:
