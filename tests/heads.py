@@ -18,8 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "0123456789abcdef0123456789abcdef"  # noqa: S105
-START_SECONDS = 400
-"""Ray gives up after 30, which a busy machine can need."""
+START_SECONDS = 180
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Head:
 
     def join(self, *options: str, environment: Mapping[str, str]) -> None:
         """Start a second machine, in a process, with its own environment."""
-        start = ["start", f"--address=127.0.0.1:{self.port}", f"--dashboard-agent-listen-port={_free_port()}", *options]
+        start = ["start", f"--address=127.0.0.1:{self.port}", *_agent_ports(), *options]
         self.stack.enter_context(_running(start, self.environment | environment, self.folder / "node.log"))
 
     def mint_ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,9 +49,9 @@ def start_head(*options: str, token: str | None = TOKEN, **environment: str) -> 
     """A head on loopback with the dashboard's whole Job API; `token` None leaves it open to everybody."""
     # short: the sockets below it may have 107 characters
     folder = Path(tempfile.mkdtemp(prefix="mr", dir="/tmp"))
-    port, dashboard, agent, client = (_free_port() for _ in range(4))
+    port, dashboard, client = (_free_port() for _ in range(3))
     told = os.environ | environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    told["RAY_raylet_start_wait_time_s"] = str(START_SECONDS)
+    told["RAY_agent_register_timeout_ms"] = str(START_SECONDS * 1000)
     told["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{told['PATH']}"
     told |= {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     # drivers of the head's own jobs are told where it is
@@ -60,7 +59,7 @@ def start_head(*options: str, token: str | None = TOKEN, **environment: str) -> 
     head = Head(port, f"http://127.0.0.1:{dashboard}", told, folder)
     start = [
         "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", *_agent_ports(),
         f"--temp-dir={folder}", "--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats", *options,
     ]  # fmt: skip
     try:
@@ -96,6 +95,12 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
         if time.monotonic() > until or process.poll() is not None:
             raise RuntimeError(f"it did not come up: {log.read_text()[-2000:]}")
         time.sleep(0.25)
+
+
+def _agent_ports() -> list[str]:
+    # told, or the raylet waits for its agents to find some, and gives up on a busy machine
+    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    return [f"--{name}-port={_free_port()}" for name in names]
 
 
 def _free_port() -> int:
