@@ -45,6 +45,8 @@ STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
     "report": lambda c, done: write_report(c.root, c.title, c.task, done),
 }
 
+WITHOUT_STUDENT = ("prepare", "fit", "score", "pair")
+
 
 def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: OnEvaluation | None = None) -> Done:
     """Run every stage up to `last` in order; a stage whose artifact is complete is not run again.
@@ -53,6 +55,11 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     user can mend, before any model is loaded.
     """
     check_pipeline(config)
+    if last not in WITHOUT_STUDENT and build_task(config.task, [], 1).shows_image:
+        raise UserError(
+            "task.shows_image: a student that sees cannot be trained yet; stop at `mint-ray pair`, or set it to false and "
+            "name fields in `told`"
+        )
     done: Done = {}
     stages = STAGES | {"train": lambda c, done: train_student(c.root, c.train, done["tokenize"], on_evaluation)}
     for stage, run in stages.items():

@@ -142,8 +142,7 @@ def evaluate_student(
         }
         for method, rows in predictions.items():
             measured = measure(
-                # a ranking too is judged by as many labels as the others name
-                [dataclasses.replace(row, labels=row.labels[: sampler.top]) if row.scores else row for row in rows],
+                rows,
                 truth={record.record_id: record.label_id or "" for record in held_out},
                 teacher=rankings,
                 group={record.record_id: record.group_id for record in held_out},
