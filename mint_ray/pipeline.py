@@ -57,8 +57,8 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     check_pipeline(config)
     if last not in WITHOUT_STUDENT and build_task(config.task, [], 1).shows_image:
         raise UserError(
-            "task.shows_image: a student that sees cannot be trained yet; stop at `mint-ray pair`, or set it to false and "
-            "name fields in `told`"
+            "task.shows_image: a student that sees cannot be trained yet; stop at `mint-ray pair`, or set it to false "
+            "and name fields in `told`"
         )
     done: Done = {}
     stages = STAGES | {"train": lambda c, done: train_student(c.root, c.train, done["tokenize"], on_evaluation)}
