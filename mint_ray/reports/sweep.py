@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -331,6 +332,7 @@ def draw_curves(sweep: SweepSummary) -> str:
             labelled.add(ended)
             axes.plot(steps, values, markersize=4, linewidth=1.0, alpha=0.8, label=label, **styles[ended])
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.set_ylabel(sweep.curve_metric)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)

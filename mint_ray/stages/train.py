@@ -26,6 +26,7 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import get_current_placement_group
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers import TrainerCallback, set_seed
@@ -46,8 +47,10 @@ logger = logging.getLogger("mint_ray")
 
 ADAPTER, OUTCOME, TENSORBOARD = "adapter", "outcome.json", "tensorboard"
 
-OnEvaluation = Callable[[str, int, dict[str, float]], None]
+OnEvaluation = Callable[[str, int, dict[str, Any]], None]
 """Takes the name of the run below `RUNS`, the step, and the metrics under their names in the log (`eval_loss`)."""
+GROUP = "placement_group"
+"""Beside the metrics of a validation: hex id of what Ray holds for the training workers; not in a stored log."""
 
 
 def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnEvaluation | None = None) -> Artifact:
@@ -195,9 +198,11 @@ class Reporter(TrainerCallback):
             logged = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
             self.queue.put((state.global_step, state.max_steps, logged, []))
 
-    def _tell(self, evaluations: list[dict[str, float]], state: Any) -> None:
+    def _tell(self, evaluations: list[dict[str, Any]], state: Any) -> None:
         if self.queue is not None and evaluations:
-            self.queue.put((state.global_step, state.max_steps, None, evaluations))
+            group = get_current_placement_group()
+            held = {GROUP: group.id.hex()} if group is not None else {}
+            self.queue.put((state.global_step, state.max_steps, None, [row | held for row in evaluations]))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = None
@@ -255,7 +260,7 @@ class _Listener:
         self.run_name, self.on_evaluation = run_name, on_evaluation
         self.last_step = 0
 
-    def hear_all(self, rows: list[dict[str, float]]) -> None:
+    def hear_all(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if self.on_evaluation is not None and _is_evaluation(row) and row["step"] > self.last_step:
                 self.last_step = int(row["step"])

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_placement_group
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS
@@ -29,12 +31,16 @@ from mint_ray.pipeline import run_pipeline
 from mint_ray.search import Asha, Sweep
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.stages.session import connect
+from mint_ray.stages.train import GROUP
 from mint_ray.sweep.study import RUN, Ledger
 
 logger = logging.getLogger("mint_ray")
 
 DRIVER = {"memory": 2.0**20}
 """What a trial's driver asks for: something, for Tune wants a number, and nothing that a stage could miss."""
+
+REMOVE_AFTER_SECONDS = 20.0
+"""After a trial is stopped: more than Tune waits for its end, for a live controller would make a new group."""
 
 
 def run_trials(ledger: Ledger, config: PipelineConfig) -> None:
@@ -53,12 +59,13 @@ def run_trials(ledger: Ledger, config: PipelineConfig) -> None:
         "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
     }
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    scheduler = StudyScheduler(ledger)
     with tempfile.TemporaryDirectory(prefix="mint-ray-") as place:
         tune.Tuner(
             tune.with_resources(run_trial, tune.PlacementGroupFactory([DRIVER])),
             tune_config=tune.TuneConfig(
                 search_alg=StudySearcher(ledger, config),
-                scheduler=StudyScheduler(ledger),
+                scheduler=scheduler,
                 num_samples=-1,
                 reuse_actors=False,
                 trial_name_creator=_trial_name,
@@ -68,6 +75,8 @@ def run_trials(ledger: Ledger, config: PipelineConfig) -> None:
                 name="sweep", storage_path=place, verbose=0, failure_config=tune.FailureConfig(max_failures=1)
             ),
         ).fit()
+    for timer in scheduler.removals:
+        timer.join()
 
 
 def run_trial(job: dict[str, Any]) -> None:
@@ -84,7 +93,15 @@ def run_trial(job: dict[str, Any]) -> None:
             known = ", ".join(sorted(key.removeprefix("eval_") for key in logged if key.startswith("eval_")))
             raise ValueError(f"sweep.pruner.metric: got {metric!r}; the validation has {known}")
         # comes back when the scheduler has decided; if that is to stop, it does not
-        tune.report({"run": run, "step": step, "rung": logged[f"eval_{metric}"], "cost": cost()})
+        tune.report(
+            {
+                "run": run,
+                "step": step,
+                "rung": logged[f"eval_{metric}"],
+                "cost": cost(),
+                "group": logged.get(GROUP, ""),
+            }
+        )
 
     done = run_pipeline(config, "evaluate", on_evaluation)
     artifacts = {stage: artifact.name for stage, artifact in done.items()}
@@ -145,12 +162,14 @@ class StudyScheduler(FIFOScheduler):
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self.ledger = ledger
+        self.removals: list[threading.Timer] = []
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number = trial.config["number"]
         if "rung" in result and not result.get("done"):
             step, value = int(result["step"]), float(result["rung"])
             if self.ledger.evaluated(number, result["run"], step, value, result["cost"]):
+                self._free(result.get("group"))
                 logger.info("sweep: trial %d given up at step %d", number, step)
                 return str(TrialScheduler.STOP)
         if "metrics" in result:
@@ -164,6 +183,18 @@ class StudyScheduler(FIFOScheduler):
         error = _last_line(Path(trial.error_file).read_text(encoding="utf-8"))
         self.ledger.raised(trial.config["number"], error)
         logger.warning("sweep: trial %d raised: %s", trial.config["number"], error)
+
+    def _free(self, group: str | None) -> None:
+        """Give back what a stopped trial's training held, once its driver is dead.
+
+        Ray keeps the placement group of a dead controller for as long as the job lives. Ray Train leaves that to a
+        cleaner, which looks for a cluster by RAY_ADDRESS or on this machine, and dies where there are two.
+        """
+        if group:
+            timer = threading.Timer(REMOVE_AFTER_SECONDS, _remove_group, [group])
+            timer.daemon = True
+            timer.start()
+            self.removals.append(timer)
 
     def _value(self, metrics: Mapping[str, Any]) -> str:
         metric = self.ledger.sweep.metric
@@ -214,6 +245,11 @@ def rung_metric(sweep: Sweep) -> str:
 def _measure(config: dict[str, Any], metric: str) -> float:
     done = run_pipeline(from_data(PipelineConfig, config), "evaluate")
     return float(done["evaluate"].manifest.metrics[ALIGNED][metric]["value"])
+
+
+def _remove_group(group: str) -> None:
+    # a group that is gone already is no error
+    remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _trial_name(trial: Any) -> str:
