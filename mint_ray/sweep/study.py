@@ -312,7 +312,6 @@ def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
                 n_startup_trials=sweep.search.startup_trials,
                 # parameters are drawn together, and those that only some trials have in a group of their own
                 group=isinstance(sweep.search, Tpe),
-                warn_independent_sampling=False,
                 # trials that run beside each other must not all go to the same place
                 constant_liar=sweep.resources.concurrent > 1,
             )
