@@ -382,7 +382,7 @@ def test_pairs_carry_the_image_where_the_student_is_shown_it(tmp_path: Path) -> 
     ):
         artifact = open_artifact(str(tmp_path), "pair", {"shows_image": task.shows_image}, {})
         config = Pair(sampler=Hard(top=2))
-        actor = PairingActor(artifact, config, task, LABELS, *inputs, Knowledge(), pairs_per_part=9)
+        actor = PairingActor(artifact, config, task, LABELS, *inputs, {}, Knowledge(), pairs_per_part=9)
         made = actor._work(ScoresPart(number=0, path="scores/part-00000.parquet", near=["records/part-00000.parquet"]))
         pairs = [pair for part in read_pairs(artifact, made.files) for pair in part]
         assert {pair.record_id: pair.image_uri for pair in pairs} == expected
