@@ -150,6 +150,7 @@ def test_samplers_over_the_same_scores_ask_the_teacher_once(spec: Path, first: d
     assert done.stdout.count("CHOSEN") == done.stdout.count("difficulty") == 3
 
 
+@pytest.mark.slow
 def test_modes_are_methods_of_their_own_and_students_answer_for_the_sampler(spec: Path, first: dict[str, Any]) -> None:
     members = (
         f"{{sampler: {{kind: on_policy}}}}, {{sampler: {{kind: on_policy, student: {first['artifacts']['train']}}}}}"

@@ -73,6 +73,7 @@ def test_nobody_gets_in_without_the_token(head: Head, spec: Path, token: dict[st
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_failed_or_stopped_run_is_sent_again_under_the_next_number(head: Head, spec: Path) -> None:
     bad = (str(spec), "--root", str(spec.parent / "bad"), "prepare.source={kind: phenopackets, uri: /none/here.jsonl}")
     first = head.mint_ray("submit", *bad, *ON_DISK)

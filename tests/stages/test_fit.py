@@ -65,6 +65,7 @@ def records(tmp_path: Path) -> list[Record]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_workers_make_the_teacher_that_one_process_makes(
     ray_cluster: None, tmp_path: Path, records: list[Record]
 ) -> None:

@@ -22,7 +22,7 @@ from mint_ray.config import PipelineConfig, SweepConfig
 from mint_ray.loading import load
 from tests.tiny import save_tiny_student
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COMMAND = [sys.executable, "-c", "from mint_ray.cli import main; main()", "sweep"]
 
@@ -169,7 +169,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return decisions(spec)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("turn", range(3))
 def test_killed_at_a_random_moment_it_goes_on_as_if_nothing_had_happened(
     turn: int, tmp_path: Path, unbroken: list[Any]
