@@ -22,6 +22,7 @@ from mint_ray.records import Label, Record, from_table
 from mint_ray.sources.config import Table
 from mint_ray.stages.config import PairTexts, PairTextsResources, Prepare, Splits
 from mint_ray.stages.prepare import prepare_records, select_records
+from mint_ray.stages.report import source_notes
 from mint_ray.stages.unpaired import (
     EmbedActor,
     ImageDecoder,
@@ -271,13 +272,24 @@ def test_images_compared_in_many_blocks_have_what_each_has_alone() -> None:
     assert places == [int(np.argmax([image_D @ text_D for text_D in texts_MD])) for image_D in images_ND]
 
 
-def test_another_run_on_other_actors_writes_the_same_bytes(
+def test_another_run_in_one_process_makes_the_same_rows(
     paired: Artifact, data: Path, clip: Path, tmp_path: Path
 ) -> None:
+    rows, _ = pair_alone(tmp_path, configure(data, clip))
+    assert rows == paired.rows(Record, "records")
+
+
+def test_other_resources_make_the_same_artifact(paired: Artifact, data: Path, clip: Path) -> None:
     resources = PairTextsResources(actors=2, cpus_per_actor=0.5, decode_cpus=0.25, decode_tasks=2)
-    again = run(tmp_path, configure(data, clip, resources=resources))
+    again = run(Path(paired.root), configure(data, clip, resources=resources))
     assert again.name == paired.name
-    assert again.manifest.files == paired.manifest.files
+    assert again.manifest.config["prepare"]["pair_texts"]["resources"]["actors"] == 1
+
+
+def test_the_report_says_whose_texts_these_are(data: Path, clip: Path) -> None:
+    config = configure(data, clip)
+    assert source_notes(dataclasses.replace(config, pair_texts=None)) == []
+    assert [str(clip) in note for note in source_notes(config)] == [True]
 
 
 def test_labels_dealt_out_otherwise_change_no_text_and_a_floor_leaves_out_what_lies_below(
