@@ -171,9 +171,14 @@ def check(spec: Path, **given: Any) -> None:
     from mint_ray.pipeline import check_pipeline
     from mint_ray.stages.pair import check_lengths
     from mint_ray.stages.prepare import select_records
+    from mint_ray.stages.unpaired import select_texts
 
     check_pipeline(config)
     prepared = select_records(config.prepare, config.task)
+    if config.prepare.pair_texts is not None:
+        texts, left_out = select_texts(config.prepare, prepared.records)
+        told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(left_out.items())) or "none"
+        click.echo(f"{spec}: {len(texts):,} texts to pair with images; left out: {told}")
     check_lengths(config.pair, len(prepared.labels))
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
     click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")

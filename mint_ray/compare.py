@@ -537,7 +537,7 @@ def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, 
         )
     if leaks.found:
         notes.append(f"Leak check: {leaks.sentence}")
-    return [*notes, *source_notes(config.prepare.source), *task.notes()]
+    return [*notes, *source_notes(config.prepare), *task.notes()]
 
 
 def one_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from mint_ray.stages.retrieval import check_retrieval
 from mint_ray.stages.score import score_records
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import OnEvaluation, train_student
+from mint_ray.stages.unpaired import check_texts, pair_texts
 from mint_ray.students import check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
@@ -33,7 +34,7 @@ logger = logging.getLogger("mint_ray")
 Done = dict[str, Artifact]
 
 STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
-    "prepare": lambda c, done: prepare_records(c.root, c.prepare, c.task),
+    "prepare": lambda c, done: pair_texts(c.root, c.prepare, c.task, prepare_records(c.root, c.prepare, c.task)),
     "fit": lambda c, done: fit_teacher(c.root, c.fit, done["prepare"]),
     "score": lambda c, done: score_records(c.root, c.score, c.task, done["fit"], done["prepare"]),
     "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, done["prepare"], done["score"], ask_students(c, done)),
@@ -97,6 +98,8 @@ def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifac
 def check_pipeline(config: PipelineConfig) -> None:
     """Raise UserError if an input is missing, the root cannot be written, or the student is out of reach."""
     build_source(config.prepare.source).inputs()
+    if config.prepare.pair_texts is not None:
+        check_texts(config.prepare.pair_texts)
     build_teacher(config.fit.teacher).inputs()
     modalities = build_task(config.task, [], 1).modalities
     for modality in config.score.without:

@@ -66,7 +66,8 @@ def describe_pairs(artifact: Artifact, draft: Draft, records: Artifact, scores: 
     """
     files = [file for file in [*draft.files(), *draft.placed] if file.rows is not None]
     rows = {split: sum(file.rows or 0 for file in files if file.path.startswith(f"{split}/")) for split in SPLITS}
-    source = without_access(records.manifest.config.get("prepare", {}).get("source", {}))
+    prepared = without_access(records.manifest.config.get("prepare", {}))
+    source = prepared.get("source", {})
     described = _teacher(scores)
     return markdown_template("pairs.md.j2").render(
         research_use=RESEARCH_USE,
@@ -79,6 +80,7 @@ def describe_pairs(artifact: Artifact, draft: Draft, records: Artifact, scores: 
         sampler=without_access(artifact.config.get("pair", {}).get("sampler", {})),
         task=without_access(artifact.config.get("task", {})),
         source=source,
+        texts=(prepared.get("pair_texts") or {}).get("source"),
         source_inputs=without_access(records.manifest.inputs),
         records=records,
         scores=scores,

@@ -9,7 +9,7 @@ from mint_ray.retrievers.config import Retrieval
 from mint_ray.samplers import AnySampler, Hard
 from mint_ray.sources.config import AnySource
 from mint_ray.students.config import Generation, Student
-from mint_ray.teachers.config import AnyTeacher
+from mint_ray.teachers.config import AnyTeacher, TwoTowers
 from mint_ray.teachers.config import Ontology as OntologyTeacher
 from mint_ray.trainers.config import Arguments, TrainResources
 
@@ -31,6 +31,51 @@ class Splits:
 
 
 @settings
+class PairTextsResources:
+    """What embedding asks of the cluster; changes no row beyond rounding."""
+
+    actors: int = 1
+    """Actors that each hold the encoder; each works on one part of the texts or records at a time."""
+    cpus_per_actor: float = 1
+    """Processors of one actor."""
+    gpus_per_actor: float = 0
+    """GPUs of one actor; a fraction lets several share one."""
+    decode_cpus: float = 1
+    """Processors of one task that decodes the images of a part ahead of the actors, beside theirs."""
+    decode_tasks: int | None = None
+    """Most of these tasks at a time; null: 4 for each actor."""
+
+    def __post_init__(self) -> None:
+        if self.actors < 1:
+            raise ValueError(f"actors must be positive, got {self.actors}")
+        if self.decode_tasks is not None and self.decode_tasks < 1:
+            raise ValueError(f"decode_tasks must be positive, got {self.decode_tasks}")
+        if self.decode_cpus <= 0:
+            raise ValueError(f"decode_cpus must be positive, got {self.decode_cpus}")
+
+
+@settings
+class PairTexts:
+    """Give each record that has an image and no text the nearest text of another source (CLIP-IT, arXiv 2504.16181),
+    where no reports of the images exist. No label is looked at."""
+
+    source: AnySource
+    """Where the texts come from: records with `text`, of which nothing but id, group and text is read."""
+    encoder: TwoTowers
+    """Whose cosine tells how near a text is to an image; of a long text it reads the beginning."""
+    least_similarity: float | None = None
+    """Cosine, -1 to 1, below which a record stays without a text; null: none."""
+    seed: int = 0
+    """Seed by which groups of texts are given to the splits, in the shares of `prepare.splits`: no held-out record gets
+    a text that a training record can get. A group that records have as well goes where these are."""
+    resources: PairTextsResources = PairTextsResources()
+
+    def __post_init__(self) -> None:
+        if self.least_similarity is not None and not -1 <= self.least_similarity <= 1:
+            raise ValueError(f"least_similarity must lie in -1 to 1, got {self.least_similarity}")
+
+
+@settings
 class Prepare:
     """Where records come from, and how they are split."""
 
@@ -40,6 +85,8 @@ class Prepare:
     """Share of unreadable rows (0 to 1) above which the run stops."""
     rows_per_part: int = 1_000
     """Records in one part: the work of one task of later stages, and what is done again if its worker dies."""
+    pair_texts: PairTexts | None = None
+    """Texts of another source for images that have none; null: none."""
 
     def __post_init__(self) -> None:
         if self.rows_per_part < 1:

@@ -31,9 +31,13 @@ class Prepared:
 
 
 def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
-    """Tables `records` and `labels`. Raises UserError for unusable input, naming the first bad row."""
+    """Tables `records` and `labels`. Raises UserError for unusable input, naming the first bad row.
+
+    `config.pair_texts` changes nothing here: runs with and without it share what this makes.
+    """
     source = build_source(config.source)
-    artifact = open_artifact(root, "prepare", {"prepare": dump(config), "task": dump(task)}, source.inputs())
+    settings = {key: value for key, value in dump(config).items() if key != "pair_texts"}
+    artifact = open_artifact(root, "prepare", {"prepare": settings, "task": dump(task)}, source.inputs())
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:

@@ -12,7 +12,7 @@ from mint_ray.loading import from_data
 from mint_ray.metrics import Estimate, moved, per_label
 from mint_ray.records import Label, Prediction, Record
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
-from mint_ray.sources.config import AnySource, Hpo
+from mint_ray.sources.config import Hpo
 from mint_ray.stages.config import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
@@ -52,7 +52,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     before, after = per_label(base, truth), per_label(aligned, truth)
     outcome = read_outcome(done["train"])
     said = {row.record_id: row.text for row in base}
-    source = from_data(Prepare, prepare.manifest.config["prepare"]).source
+    prepared = from_data(Prepare, prepare.manifest.config["prepare"])
     return RunSummary(
         title=title,
         methods={
@@ -86,7 +86,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
         ],
         notes=[
             f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
-            *source_notes(source),
+            *source_notes(prepared),
             *_section_notes(evaluate.manifest.metrics),
             *asked.notes(),
         ],
@@ -121,11 +121,17 @@ def read_outcome(train: Artifact) -> dict[str, Any]:
     return outcome
 
 
-def source_notes(source: AnySource) -> list[str]:
+def source_notes(config: Prepare) -> list[str]:
     """What a reader must know of where the records come from."""
-    if isinstance(source, Hpo):
-        return [
+    notes = []
+    if isinstance(config.source, Hpo):
+        notes.append(
             "The patients are drawn from the annotations that the ontology teacher reads, so it is near perfect on "
             "them by construction; they show that the chain works, not how well it would do on real patients."
-        ]
-    return []
+        )
+    if config.pair_texts is not None:
+        notes.append(
+            "Records that came with an image and no text have the nearest text of another source, by the cosine of "
+            f"{config.pair_texts.encoder.model_id}: it was written about another image."
+        )
+    return notes

@@ -8,15 +8,13 @@ import functools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mint_ray.images import Frame, ImageError, Seen, read_images
 from mint_ray.loading import UserError
@@ -34,12 +32,10 @@ from mint_ray.teachers.probe import (
     fit_temperature,
     likelihood_loss,
 )
+from mint_ray.teachers.towers import TwoTowerEncoder
 
 logger = logging.getLogger("mint_ray")
 
-ROWS_PER_PASS = {"cpu": 1, "cuda": 64}
-"""Rows of every forward pass, the last one filled up: arithmetic that always has one shape gives a record the same
-scores in any company. On a CPU a single row keeps the cores as busy as many."""
 ROWS_PER_READ = 256
 """Images held at a time while the teacher is fitted."""
 IMAGE, TEXT = "image", "text"
@@ -106,7 +102,7 @@ class ClipTeacher:
         self.__dict__.pop("_names_LD", None)
 
     def frame(self) -> Frame:
-        return self._form.frame
+        return self._towers.frame
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
         return self.score_seen(records, read_images([record.image_uri for record in records], self.frame()))
@@ -148,7 +144,7 @@ class ClipTeacher:
     def _logits(self, sense: str, features_ND: Array) -> Array:
         if self.config.mode == "linear_probe":
             return apply_probe(self.probes[sense], features_ND)
-        logits_NL: Array = self._scale * features_ND @ self._names_LD.T
+        logits_NL: Array = self._towers.scale * features_ND @ self._names_LD.T
         return logits_NL
 
     def _gather(self, records: Sequence[Record], dropped: Counter[str]) -> dict[tuple[str, str], tuple[Array, Places]]:
@@ -206,7 +202,8 @@ class ClipTeacher:
         template = self.config.text_template
         texts = [None if template is None else write_prompt(template, record) for record in records]
         found: list[Features | str] = []
-        looks, reads = self._look(images), self._read([text for text in texts if text is not None])
+        looks = self._towers.look(images)
+        reads = self._towers.read([text for text in texts if text is not None])
         for image, text in zip(images, texts, strict=True):
             # both are taken in any case, so that the next record gets its own
             features: Features = {}
@@ -216,39 +213,6 @@ class ClipTeacher:
                 features[TEXT] = next(reads)
             found.append(image.reason if isinstance(image, ImageError) else features or "nothing_to_see")
         return found
-
-    def _look(self, images: Seen) -> Iterator[Array]:
-        pixels = [image for image in images if isinstance(image, np.ndarray)]
-        if not pixels:
-            return iter(())
-        return self._encode(self._see, {"pixels": torch.from_numpy(np.stack(pixels))})
-
-    def _read(self, texts: list[str]) -> Iterator[Array]:
-        if not texts:
-            return iter(())
-        limit = min(self._tokenizer.model_max_length, self._model.config.text_config.max_position_embeddings)
-        # all of one length, as SigLIP was trained; CLIP does not look behind the end
-        tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-        return self._encode(self._model.get_text_features, dict(tokens))
-
-    def _see(self, pixels: torch.Tensor) -> Any:
-        return self._model.get_image_features(pixel_values=self._form.to_values(pixels).to(self._model.dtype))
-
-    @torch.inference_mode()
-    def _encode(self, embed: Callable[..., Any], columns: dict[str, torch.Tensor]) -> Iterator[Array]:
-        """One vector of norm 1 for each row of `columns`."""
-        device = self._model.device
-        rows, size = len(next(iter(columns.values()))), ROWS_PER_PASS.get(device.type, 1)
-        passes = []
-        for start in range(0, rows, size):
-            part = {name: column[start : start + size] for name, column in columns.items()}
-            filled = {
-                name: torch.cat([column, column[-1:].expand(size - len(column), *column.shape[1:])]).to(device)
-                for name, column in part.items()
-            }
-            passes.append(embed(**filled).pooler_output[: min(size, rows - start)].float().cpu())
-        features_ND = torch.cat(passes).double().numpy()
-        return iter(features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True))
 
     @functools.cached_property
     def _names_LD(self) -> Array:
@@ -261,82 +225,11 @@ class ClipTeacher:
             ]
             for label in self.labels
         ]
-        vectors = self._read([text for texts in phrases for text in texts])
+        vectors = self._towers.read([text for texts in phrases for text in texts])
         means_LD = np.stack([np.mean([next(vectors) for _ in texts], axis=0) for texts in phrases])
         unit_LD: Array = means_LD / np.linalg.norm(means_LD, axis=1, keepdims=True)
         return unit_LD
 
     @functools.cached_property
-    def _scale(self) -> float:
-        return float(self._model.logit_scale.detach().double().exp())
-
-    @functools.cached_property
-    def _form(self) -> Form:
-        return read_form(
-            AutoImageProcessor.from_pretrained(
-                self.config.model_id, revision=self.config.revision, trust_remote_code=False, backend="pil"
-            ),
-            self.config,
-        )
-
-    @functools.cached_property
-    def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(
-            self.config.model_id, revision=self.config.revision, trust_remote_code=False
-        )
-
-    @functools.cached_property
-    def _model(self) -> Any:
-        model = AutoModel.from_pretrained(
-            self.config.model_id,
-            revision=self.config.revision,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=getattr(torch, self.config.dtype),
-        )
-        for part in ("get_image_features", "get_text_features", "logit_scale"):
-            if not hasattr(model, part):
-                kind = model.config.model_type
-                raise UserError(f"model_id: {self.config.model_id}: {kind} is no model of the CLIP family: no {part}")
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
-    """How pixels become what the model was trained on."""
-
-    frame: Frame
-    shown: int
-    """Height and width that the model sees, the middle of the frame."""
-    rescale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def to_values(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        """Images of the frame's size as (N, 3, shown, shown)."""
-        edge = (self.frame.size - self.shown) // 2
-        middle = pixels_NHWC[:, edge : edge + self.shown, edge : edge + self.shown].float()
-        mean, std = (torch.tensor(values, device=middle.device) for values in (self.mean, self.std))
-        return ((middle * self.rescale - mean) / std).permute(0, 3, 1, 2)
-
-
-def read_form(processor: Any, config: Clip) -> Form:
-    """From the settings of the model's own image processor. Raises UserError for a form that is not square."""
-    size, crop = dict(processor.size), dict(processor.crop_size or {}) if processor.do_center_crop else {}
-    edge = size.get("shortest_edge") or size.get("height")
-    if edge is None or size.get("width", edge) != size.get("height", edge) or crop.get("width") != crop.get("height"):
-        raise UserError(f"model_id: {config.model_id}: its images are not square: size {size}, crop {crop}")
-    frame = Frame(
-        size=edge,
-        fit="crop" if "shortest_edge" in size else "squash",
-        max_bytes=config.max_bytes,
-        max_pixels=config.max_pixels,
-    )
-    normalise = processor.do_normalize
-    return Form(
-        frame=frame,
-        shown=min(crop.get("height", edge), edge),
-        rescale=processor.rescale_factor if processor.do_rescale else 1.0,
-        mean=tuple(processor.image_mean) if normalise else (0.0,) * 3,
-        std=tuple(processor.image_std) if normalise else (1.0,) * 3,
-    )
+    def _towers(self) -> TwoTowerEncoder:
+        return TwoTowerEncoder(self.config)

@@ -134,6 +134,28 @@ class Clip:
 
 
 @settings
+class TwoTowers:
+    """A model of the CLIP family that tells how like an image and a text are, and teaches nobody."""
+
+    model_id: str
+    """Folder of the model, or its id on the Hugging Face Hub, as that of a `clip` teacher."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits; none for a folder."""
+    max_bytes: int = 32_000_000
+    """Largest image file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width of an image."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        _check_revision(self.revision)
+
+
+@settings
 class LanguageBlock:
     """One frozen transformer block of a language model between an image encoder's tokens and what is made of them
     (arXiv 2403.17343), with a linear layer that is trained ahead of it and one behind it."""

@@ -31,11 +31,19 @@ def make_pair(number: int, split: str) -> PreferencePair:
 
 
 def write_pairs(
-    root: str, *, train: int = 3, validation: int = 2, in_place: bool = False, image: str | None = None, **source: Any
+    root: str,
+    *,
+    train: int = 3,
+    validation: int = 2,
+    in_place: bool = False,
+    image: str | None = None,
+    texts: dict[str, str] | None = None,
+    **source: Any,
 ) -> Artifact:
     """Records, a teacher, its scores and pairs, as the stages leave them; `in_place` as workers write them."""
     source = {"kind": "table", "uri": "s3://me:hunter2@bucket/cases.csv?secret_key=hunter3"} | source
-    records = open_artifact(root, "prepare", {"prepare": {"source": source}}, {source["uri"]: "abc123"})
+    prepared = {"source": source, "pair_texts": texts and {"source": texts}}
+    records = open_artifact(root, "prepare", {"prepare": prepared}, {source["uri"]: "abc123"})
     with records.write() as draft:
         draft.counts.update(records_train=3, records_validation=2, labels=20)
         draft.dropped["note_names_diagnosis"] = 7
@@ -145,6 +153,14 @@ def test_the_card_tells_counts_what_was_left_out_teacher_sampler_and_citation(tm
         "Research use only; not a diagnostic device.",
     ):
         assert part in text
+
+
+def test_the_card_tells_the_terms_of_texts_that_were_paired_with_images(tmp_path: Path) -> None:
+    texts = {"kind": "table", "uri": "s3://me:hunter2@bucket/notes.csv", "license": "cc-by-nc-4.0"}
+    assert "nearest text of another source" not in card(write_pairs(str(tmp_path / "own")))
+    told = card(write_pairs(str(tmp_path / "paired"), texts=texts))
+    for part in ("nearest text of another source", '"uri": "s3://bucket/notes.csv"', '"license": "cc-by-nc-4.0"'):
+        assert part in told
 
 
 def test_no_secret_of_a_setting_or_an_address_is_told(tmp_path: Path) -> None:
