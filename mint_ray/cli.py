@@ -35,6 +35,7 @@ VERBS = {
     "report": ("report", "Write the report of a run, running what is missing."),
 }
 
+SPEC_VERBS = [*VERBS, "compare", "sweep"]
 
 LAYERS = (
     "Lay a partial spec over SPEC, for instance one of jobs/presets; may be given several times. Later files, and "
@@ -231,7 +232,7 @@ ADDRESS = click.option(
 @cli.command()
 @_takes_spec
 @ADDRESS
-@click.option("--verb", type=click.Choice(list(VERBS)), default="run", help="What to run there (default: run).")
+@click.option("--verb", type=click.Choice(SPEC_VERBS), default="run", help="What to run there (default: run).")
 @click.option("--follow", is_flag=True, help="Print what the job says until it ends, and exit with its code.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, and send nothing.")
 @click.option("--again", is_flag=True, help="Run it again although it has succeeded there.")
@@ -248,7 +249,9 @@ def submit(
     **given: Any,
 ) -> None:
     """Run SPEC on a cluster. The same spec twice is one job; one that failed or was stopped is sent again."""
-    config = _load(**given)
+    from mint_ray.config import config_of
+
+    config = _load(**given, cls=config_of(verb))
     log_to(None)
 
     from mint_ray import parcel, submission
@@ -333,13 +336,13 @@ def doctor(address: str, spec: Path | None, **given: Any) -> None:
 
 
 @cli.command()
-@click.option("--compare", "comparison", is_flag=True, help="Of a spec of `mint-ray compare`.")
-def schema(comparison: bool) -> None:
+@click.option("--verb", type=click.Choice(SPEC_VERBS), default="run", help="Whose spec (default: run).")
+def schema(verb: str) -> None:
     """Print the JSON Schema of a spec."""
-    from mint_ray.config import ComparisonConfig, PipelineConfig
+    from mint_ray.config import config_of
     from mint_ray.loading import json_schema
 
-    click.echo(json.dumps(json_schema(ComparisonConfig if comparison else PipelineConfig), indent=2))
+    click.echo(json.dumps(json_schema(config_of(verb)), indent=2))
 
 
 def main() -> None:

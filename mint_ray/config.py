@@ -71,3 +71,8 @@ class SweepConfig(PipelineConfig):
     def pipeline(self) -> PipelineConfig:
         """The run without its sweep."""
         return from_data(PipelineConfig, {key: value for key, value in dump(self).items() if key != "sweep"})
+
+
+def config_of(verb: str) -> type[PipelineConfig]:
+    """What the spec of a verb of the command line is read as."""
+    return {"compare": ComparisonConfig, "sweep": SweepConfig}.get(verb, PipelineConfig)

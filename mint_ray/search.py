@@ -15,7 +15,9 @@ class Float:
 
     kind: Literal["float"] = "float"
     low: float
+    """Least value."""
     high: float
+    """Greatest value."""
     log: bool = False
     """Draw evenly over the logarithm: as often between 0.01 and 0.1 as between 0.1 and 1."""
     points: int | None = None
@@ -33,7 +35,9 @@ class Int:
 
     kind: Literal["int"] = "int"
     low: int
+    """Least value."""
     high: int
+    """Greatest value."""
     log: bool = False
     """Draw evenly over the logarithm."""
     step: int = 1

@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from mint_ray.cli import VERBS, cli
-from mint_ray.config import ComparisonConfig, PipelineConfig
+from mint_ray.config import config_of
 from mint_ray.loading import dump, from_data, load
+from tests.specs import verb_of
 
 JOBS = sorted((Path(__file__).parent.parent / "jobs").glob("*.yaml"))
 HEAVY = {"torch", "ray", "transformers", "trl", "peft", "deepspeed", "optuna"}
@@ -49,14 +50,14 @@ def test_configs_and_the_command_line_load_nothing_heavy(module: str) -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_shipped_spec_loads(path: Path) -> None:
-    cls = ComparisonConfig if "methods:" in path.read_text() else PipelineConfig
+    cls = config_of(verb_of(path))
     config = load(cls, path)
     assert from_data(cls, dump(config)) == config
 
 
-@pytest.mark.parametrize("options", [[], ["--compare"]])
-def test_schema_describes_every_field(options: list[str]) -> None:
-    done = mint_ray("schema", *options)
+@pytest.mark.parametrize("verb", ["run", "compare", "sweep"])
+def test_schema_describes_every_field(verb: str) -> None:
+    done = mint_ray("schema", "--verb", verb)
     schema = json.loads(done.stdout)
     bare = [
         f"{name}.{key}"

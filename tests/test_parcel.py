@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from mint_ray.config import PipelineConfig
+from mint_ray.config import PipelineConfig, config_of
 from mint_ray.loading import UserError, from_data, load
 from mint_ray.parcel import FILE_BYTES, SPEC, Parcel, pack
+from tests.specs import verb_of
 
 JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
 BUCKET = "s3://bucket/run"
@@ -37,11 +38,12 @@ def packed(made: PipelineConfig, here: Path, **how: Any) -> Parcel:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_the_spec_that_travels_is_the_spec_that_was_resolved(path: Path, tmp_path: Path) -> None:
-    made = load(PipelineConfig, path, [f"root={BUCKET}", "prepare.source={kind: hpo}"])
+    cls = config_of(verb_of(path))
+    made = load(cls, path, [f"root={BUCKET}", "prepare.source={kind: hpo}"])
     parcel = packed(made, tmp_path)
     assert list(parcel.files) == [SPEC]
     (tmp_path / SPEC).write_bytes(parcel.files[SPEC])
-    assert load(PipelineConfig, tmp_path / SPEC) == made
+    assert load(cls, tmp_path / SPEC) == made
     assert parcel.root == BUCKET
 
 

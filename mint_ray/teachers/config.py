@@ -213,6 +213,7 @@ class FusionImage:
     """Times that a frozen encoder looks at each training image: once as it is, and varied the other times."""
     augmentation: Augmentation = Augmentation()
     language_block: LanguageBlock | None = None
+    """A frozen block of a language model behind the encoder; null: none."""
     max_bytes: int = 32_000_000
     """Largest file."""
     max_pixels: int = 64_000_000
@@ -282,7 +283,9 @@ class Fusion:
 
     kind: Literal["fusion"] = "fusion"
     image: FusionImage | None = None
+    """How the image is read; null: it is not."""
     text: FusionText | None = None
+    """How what is written of the record is read; null: it is not."""
     joint: FusionJoint | None = None
     """In place of `image` and `text`."""
     fields: dict[str, Literal["number", "duration", "category"]] = dataclasses.field(default_factory=dict)
@@ -309,6 +312,7 @@ class Fusion:
     encoder_learning_rate: float = 1e-4
     """Of the weights of encoders that learn."""
     weight_decay: float = 0.01
+    """Of AdamW."""
     epochs: int = 40
     """Most passes over the training split."""
     patience: int = 8
@@ -318,6 +322,7 @@ class Fusion:
     max_bad_share: float = 0.05
     """Share (0 to 1) of the labelled records whose image cannot be read above which fitting stops."""
     seed: int = 0
+    """Of the first weights, and of all that is drawn while it learns."""
 
     def __post_init__(self) -> None:
         if not (self.image or self.text or self.joint or self.fields or self.findings):
