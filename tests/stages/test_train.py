@@ -61,7 +61,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Path, dic
     return pairs, root / "student", weights(root, pairs, root / "student", 1, None)
 
 
-@pytest.mark.parametrize(("workers", "zero_stage"), [(2, None), (2, 2), (2, 3)], ids=["ddp", "zero-2", "zero-3"])
+@pytest.mark.parametrize(
+    ("workers", "zero_stage"),
+    [
+        pytest.param(2, None, id="ddp"),
+        pytest.param(2, 2, id="zero-2", marks=pytest.mark.slow),
+        pytest.param(2, 3, id="zero-3", marks=pytest.mark.slow),
+    ],
+)
 def test_two_workers_learn_what_one_does(
     alone: tuple[Artifact, Path, dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero_stage: int | None
 ) -> None:

@@ -1,0 +1,111 @@
+"""Time the drawing of preference pairs from kept scores, for several samplers over one score artifact.
+
+    python jobs/benchmarks/pair.py --records 1000000 --samplers hard --json
+    python jobs/benchmarks/pair.py --records 100000 --samplers hard,margin,uniform,top_bottom
+
+Records are made up from the annotations of real diseases; no teacher is asked, for its scores are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from mint_ray.artifacts import Artifact, open_artifact, verify
+from mint_ray.loading import from_data
+from mint_ray.ontology import PHENOTYPIC_ABNORMALITY, load_ontology, read_annotations
+from mint_ray.records import Label, Phenotype, Record, TeacherScores
+from mint_ray.stages.config import Pair
+from mint_ray.stages.pair import draw_pairs
+from mint_ray.stages.session import connect
+from mint_ray.tasks.config import RareDisease
+
+FINDINGS = 5
+"""Coded findings of a record."""
+TOP = 3
+
+
+def write_inputs(root: str, count: int, labels: int, rows_per_part: int) -> tuple[Artifact, Artifact]:
+    """Records of real diseases, and scores as a teacher would have left them."""
+    ontology = load_ontology()
+    diseases: dict[str, list[str]] = {}
+    for annotation in read_annotations():
+        term = ontology.resolve(annotation.term_id)
+        if term and ontology.is_a(term, PHENOTYPIC_ABNORMALITY) and annotation.disease_id.startswith("OMIM"):
+            diseases.setdefault(annotation.disease_id, []).append(term)
+    chosen = sorted(disease for disease, terms in diseases.items() if len(terms) >= 2 * FINDINGS)[:labels]
+
+    def record(number: int) -> Record:
+        disease = chosen[number % len(chosen)]
+        terms = [diseases[disease][(number // 7 + place) % len(diseases[disease])] for place in range(FINDINGS)]
+        return Record(
+            record_id=f"r{number:08d}", group_id=f"g{number}", label_id=disease,
+            split="train" if number % 10 else "validation",
+            phenotypes=[Phenotype(id=term, label=ontology.names[term]) for term in terms],
+        )  # fmt: skip
+
+    def scores(number: int) -> TeacherScores:
+        draw = random.Random(number)
+        value = {label: draw.random() for label in chosen}
+        value[chosen[number % len(chosen)]] += 1
+        ranked = sorted(chosen, key=lambda label: -value[label])
+        return TeacherScores(
+            record_id=f"r{number:08d}", split="train" if number % 10 else "validation", teacher="made_up",
+            labels=ranked, scores=[value[label] for label in ranked],
+        )  # fmt: skip
+
+    records = open_artifact(root, "prepare", {"records": count, "labels": labels}, {})
+    with records.write() as draft:
+        draft.write_rows(Record, "records", map(record, range(count)), rows_per_part=rows_per_part)
+        draft.write_rows(Label, "labels", [Label(label_id=disease, name=disease) for disease in chosen])
+    scored = open_artifact(root, "score", {}, {"records": records.name})
+    with scored.write() as draft:
+        draft.metrics["scores"] = {}
+        draft.write_rows(TeacherScores, "scores", map(scores, range(count)), rows_per_part=rows_per_part)
+    return records, scored
+
+
+@click.command()
+@click.option("--records", default=100_000, show_default=True, help="How many are scored.")
+@click.option("--labels", default=30, show_default=True, help="Labels that are ranked.")
+@click.option("--samplers", default="hard", show_default=True, help="Kinds, with commas between.")
+@click.option("--rows-per-part", default=1000, show_default=True, help="Records of one part.")
+@click.option("--json", "as_json", is_flag=True, help="Make the last line one JSON object.")
+def main(records: int, labels: int, samplers: str, rows_per_part: int, as_json: bool) -> None:
+    """Time the drawing of pairs."""
+    runs: list[dict[str, Any]] = []
+    connect()
+    with tempfile.TemporaryDirectory() as root:
+        prepared, scored = write_inputs(root, records, labels, rows_per_part)
+        for kind in samplers.split(","):
+            config = from_data(Pair, {"sampler": {"kind": kind, "top": TOP}})
+            started, processor = time.perf_counter(), sum(os.times()[:4])
+            pairs = draw_pairs(root, config, RareDisease(), prepared, scored)
+            run = {
+                "sampler": kind,
+                "records": records,
+                "pairs": pairs.manifest.counts["pairs_train"] + pairs.manifest.counts["pairs_validation"],
+                "seconds": round(time.perf_counter() - started, 1),
+                "driver_processor_seconds": round(sum(os.times()[:4]) - processor, 1),
+                "driver_mib": round(psutil.Process().memory_info().rss / 2**20),
+                "mib_written": round(sum(file.bytes for file in pairs.manifest.files) / 2**20, 1),
+                "problems": verify(pairs.uri) if records <= 100_000 else None,
+            }
+            runs.append(run)
+            click.echo(", ".join(f"{key} {value}" for key, value in run.items()))
+        left = sorted(path.name for path in Path(root).iterdir() if path.name.startswith("score-"))
+    click.echo(f"score artifacts: {len(left)}; load average {os.getloadavg()[0]:.1f}")
+    if as_json:
+        click.echo(json.dumps({"processors": os.cpu_count(), "load": os.getloadavg()[0], "runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
