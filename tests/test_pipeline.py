@@ -94,6 +94,7 @@ def test_a_second_run_executes_no_stage(spec: Path, first: dict[str, Any]) -> No
     assert modified(again) == before
 
 
+@pytest.mark.slow
 def test_beta_runs_train_and_what_follows_and_resources_run_nothing(spec: Path, first: dict[str, Any]) -> None:
     root = ["--root", str(spec.parent / "out")]
     resources = ["score.resources.batch_size=7", "score.resources.actors=2", "train.resources.max_failures=0"]
@@ -114,6 +115,7 @@ def test_pairs_are_read_as_other_trainers_read_them(first: dict[str, Any]) -> No
     assert row["record_id"]
 
 
+@pytest.mark.slow
 def test_an_ensemble_with_a_teacher_of_ones_own_goes_through_the_stages(spec: Path, first: dict[str, Any]) -> None:
     mine = "{kind: import, path: 'tests.teachers.longest:LongestName'}"
     teacher = f"{{kind: ensemble, weights: learned, members: [{{teacher: {{kind: ontology}}}}, {{teacher: {mine}}}]}}"
@@ -246,6 +248,7 @@ def test_what_evaluation_lacks_is_told_before_any_work(spec: Path, override: str
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_a_run_lives_in_object_storage(spec: Path, s3_root: str) -> None:
     found = outcome("run", str(spec), "train.trainer.max_steps=1", "--root", s3_root)
     for uri in found["artifacts"].values():
