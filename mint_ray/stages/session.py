@@ -240,6 +240,8 @@ def _start() -> None:
     # progress is told by the stages in lines that a log file can hold; what workers say stays in Ray's own logs
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(
+        # left to itself Ray would look for the last one started here, and wait for it if it is dead
+        address=os.environ.get("RAY_ADDRESS") or "local",
         dashboard_host="127.0.0.1",
         log_to_driver=False,
         logging_level=logging.ERROR,
