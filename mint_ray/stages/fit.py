@@ -7,26 +7,22 @@ import json
 import logging
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
-from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.train import Checkpoint
+from ray.train.torch import get_device
+from ray.util.queue import Queue
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.loading import dump, from_data
 from mint_ray.records import Label, Record
 from mint_ray.stages.config import Fit
-from mint_ray.stages.session import connect
+from mint_ray.stages.workers import run_workers
 from mint_ray.teachers import FitReport, Teacher, Trainable, build_teacher
 from mint_ray.telemetry import Progress
 
@@ -48,7 +44,7 @@ def fit_teacher(root: str, config: Fit, records: Artifact) -> Artifact:
     with artifact.write() as draft:
         folder = draft.folder / FOLDER
         if isinstance(teacher, Trainable):
-            report = _train(root, artifact, config, records, folder)
+            report = _train(artifact, config, records, folder)
         else:
             report = teacher.fit(records.rows(Label, "labels"), records.rows(Record, "records"))
             folder.mkdir()
@@ -106,30 +102,15 @@ class Epochs:
         shutil.rmtree(self.place / f"epoch-{epoch}", ignore_errors=True)
 
 
-def _train(root: str, artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
-    connect()
-    filesystem, place = storage.resolve(storage.join(storage.absolute(root), RUNS))
-    resources = config.resources
-    with _progress() as queue:
-        result = _run(
-            TorchTrainer(
-                fit_worker,
-                train_loop_config={"fit": dump(config), "records": records, "queue": queue},
-                scaling_config=ScalingConfig(
-                    num_workers=resources.num_workers,
-                    use_gpu=resources.gpus_per_worker > 0,
-                    resources_per_worker={"CPU": resources.cpus_per_worker}
-                    | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
-                ),
-                run_config=RunConfig(
-                    name=artifact.name,
-                    storage_path=place,
-                    storage_filesystem=filesystem,
-                    failure_config=FailureConfig(max_failures=resources.max_failures),
-                    checkpoint_config=CheckpointConfig(num_to_keep=1),
-                ),
-            )
-        )
+def _train(artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
+    progress: Progress | None = None
+
+    def tell(epoch: int, epochs: int, note: str) -> None:
+        nonlocal progress
+        progress = progress or Progress("fit", epochs, "epochs")
+        progress.reach(epoch, note)
+
+    result = run_workers(fit_worker, {"fit": dump(config), "records": records}, artifact, config.resources, tell)
     with result.checkpoint.as_directory() as finished:
         shutil.copytree(Path(finished) / FOLDER, folder)
         return FitReport(**json.loads((Path(finished) / REPORT).read_text()))
@@ -140,43 +121,3 @@ def _save(folder: Path, teacher: Teacher, report: FitReport) -> Checkpoint:
     teacher.save(folder / FOLDER)
     (folder / REPORT).write_text(json.dumps(dataclasses.asdict(report)))
     return Checkpoint.from_directory(str(folder))
-
-
-def _run(trainer: TorchTrainer) -> Any:
-    try:
-        return trainer.fit()
-    except TrainingFailedError as failure:
-        for error in getattr(failure, "worker_failures", {}).values():
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise UserError(str(cause)) from failure
-                cause = cause.__cause__
-        raise
-
-
-@contextmanager
-def _progress() -> Iterator[Queue]:
-    """A queue that a worker fills with (epoch, epochs, note), told as progress lines by a thread of the driver."""
-    # beside the driver, so that no machine of the workers takes it along when it is lost
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
-
-    def tell() -> None:
-        progress: Progress | None = None
-        while not done.is_set():
-            try:
-                epoch, epochs, note = queue.get(timeout=1.0)
-            except Empty:
-                continue
-            progress = progress or Progress("fit", epochs, "epochs")
-            progress.reach(epoch, note)
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        done.set()
-        thread.join()
-        queue.shutdown()

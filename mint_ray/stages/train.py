@@ -7,35 +7,23 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from pyarrow import fs
-from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
-    CheckpointUploadMode,
-    FailureConfig,
-    RunConfig,
-    ScalingConfig,
-)
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.placement_group import get_current_placement_group
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.queue import Queue
 from transformers import TrainerCallback, set_seed
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.loading import dump, from_data
 from mint_ray.stages.config import Train
-from mint_ray.stages.session import connect
+from mint_ray.stages.workers import run_workers
 from mint_ray.students import load_model, load_tokenizer, save_adapter, student_revision
 from mint_ray.telemetry import Progress
 from mint_ray.trainers import build_trainer
@@ -67,34 +55,9 @@ def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnE
         if on_evaluation is not None:
             listener.hear_all(json.loads(storage.read_bytes(artifact.file_uri(OUTCOME)))["log_history"])
         return artifact
-    connect()
-    with artifact.write() as draft, _progress(listener) as queue:
-        filesystem, place = storage.resolve(storage.join(storage.absolute(root), RUNS))
-        resources = config.resources
-        result = _fit(
-            TorchTrainer(
-                train_worker,
-                train_loop_config={
-                    "train": dump(config),
-                    "tokens": tokens,
-                    "run_name": artifact.name,
-                    "queue": queue,
-                },
-                scaling_config=ScalingConfig(
-                    num_workers=resources.num_workers,
-                    use_gpu=resources.gpus_per_worker > 0,
-                    resources_per_worker={"CPU": resources.cpus_per_worker}
-                    | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
-                ),
-                run_config=RunConfig(
-                    name=artifact.name,
-                    storage_path=place,
-                    storage_filesystem=filesystem,
-                    failure_config=FailureConfig(max_failures=resources.max_failures),
-                    checkpoint_config=CheckpointConfig(num_to_keep=1),
-                ),
-            )
-        )
+    job = {"train": dump(config), "tokens": tokens, "run_name": artifact.name}
+    with artifact.write() as draft:
+        result = run_workers(train_worker, job, artifact, config.resources, listener.hear)
         with result.checkpoint.as_directory() as folder:
             outcome = json.loads((Path(folder) / OUTCOME).read_text())
             for name in (ADAPTER, TENSORBOARD):
@@ -108,19 +71,6 @@ def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnE
     storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
     logger.info("train: %s", ", ".join(f"{name} {value}" for name, value in outcome["metrics"].items()))
     return artifact
-
-
-def _fit(trainer: TorchTrainer) -> Any:
-    try:
-        return trainer.fit()
-    except TrainingFailedError as failure:
-        for error in getattr(failure, "worker_failures", {}).values():
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise UserError(str(cause)) from failure
-                cause = cause.__cause__
-        raise
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -254,11 +204,17 @@ def _copy_tensorboard(place: Path, folder: Path) -> None:
 
 
 class _Listener:
-    """Passes validations on, each once, however often workers that were started again tell of them."""
+    """Tells progress, and passes validations on, each once, however often workers that began again tell of them."""
 
     def __init__(self, run_name: str, on_evaluation: OnEvaluation | None) -> None:
         self.run_name, self.on_evaluation = run_name, on_evaluation
         self.last_step = 0
+        self.progress: Progress | None = None
+
+    def hear(self, step: int, steps: int, loss: float | None, evaluations: list[dict[str, Any]]) -> None:
+        self.progress = self.progress or Progress("train", steps, "steps")
+        self.progress.reach(step, "" if loss is None else f"loss {loss:.3f}")
+        self.hear_all(evaluations)
 
     def hear_all(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
@@ -269,41 +225,3 @@ class _Listener:
 
 def _is_evaluation(row: Mapping[str, Any]) -> bool:
     return "eval_loss" in row
-
-
-@contextmanager
-def _progress(listener: _Listener) -> Iterator[Queue]:
-    """A queue that workers fill with (step, steps, loss, validations), told by a thread of the driver.
-
-    Raises what the listener raised.
-    """
-    # beside the driver, so that no machine of the workers takes it along when it is lost
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
-    raised: list[Exception] = []
-
-    def tell() -> None:
-        progress: Progress | None = None
-        while not done.is_set():
-            try:
-                step, steps, loss, evaluations = queue.get(timeout=1.0)
-            except Empty:
-                continue
-            progress = progress or Progress("train", steps, "steps")
-            progress.reach(step, "" if loss is None else f"loss {loss:.3f}")
-            if not raised:
-                try:
-                    listener.hear_all(evaluations)
-                except Exception as error:
-                    raised.append(error)
-
-    thread = threading.Thread(target=tell, daemon=True)
-    thread.start()
-    try:
-        yield queue
-    finally:
-        done.set()
-        thread.join()
-        queue.shutdown()
-    if raised:
-        raise raised[0]
