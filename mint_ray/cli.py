@@ -150,7 +150,7 @@ def compare(log_file: Path | None, as_json: bool, **given: Any) -> None:
     log_to(log_file or _log_file(config.root))
 
     from mint_ray import storage
-    from mint_ray.compare import run_comparison
+    from mint_ray.compare.run import run_comparison
 
     compared = run_comparison(config)
     click.echo(storage.read_bytes(compared.report.file_uri("table.txt")).decode())

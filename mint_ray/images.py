@@ -43,8 +43,19 @@ class Frame:
     """Largest height times width, looked up before anything is decoded."""
 
 
+REASONS = (
+    "image_missing",
+    "image_too_many_bytes",
+    "image_too_many_pixels",
+    "image_unknown_format",
+    "image_truncated",
+    "image_corrupt",
+)
+"""Why an image is none."""
+
+
 class ImageError(ValueError):
-    """Why an image is none; `reason` is counted, the message names the image."""
+    """Why an image is none: `reason`, one of `REASONS`, is counted; the message names the image."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -69,9 +80,7 @@ def read_images(uris: Sequence[str | None], frame: Frame) -> list[Pixels | Image
 def read_image(uri: str, frame: Frame) -> Pixels:
     """The image at `uri`, a file or a cell `x.parquet#column=image&row=3`, upright and in the form of `frame`.
 
-    Raises ImageError with the reason `image_missing`, `image_too_many_bytes`, `image_too_many_pixels`,
-    `image_unknown_format`, `image_truncated`, `image_corrupt`; storage that fails raises its own error, for that is no
-    fault of the image.
+    Raises ImageError; storage that fails raises its own error, for that is no fault of the image.
     """
     return decode_image(read_content(uri, frame.max_bytes), frame, uri)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -18,6 +19,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 T = TypeVar("T")
+
+# made once a class: that takes a third of a second for a root config
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 RESOURCES = "resources"
 """Sections of this name hold worker counts and batch sizes; they never change a fingerprint."""
@@ -83,7 +87,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def dump(config: Any) -> dict[str, Any]:
     """The resolved config as plain data that `from_data` reads back."""
-    return typing.cast(dict[str, Any], TypeAdapter(type(config)).dump_python(config, mode="json"))
+    return typing.cast(dict[str, Any], _adapter(type(config)).dump_python(config, mode="json"))
 
 
 def replace(config: T, changes: Mapping[str, Any]) -> T:
@@ -102,7 +106,7 @@ def fingerprint(*parts: Any) -> str:
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """JSON Schema of a config class, field docstrings as descriptions."""
-    return TypeAdapter(cls).json_schema()
+    return _adapter(cls).json_schema()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def _build(cls: type[T], said: Any, where: str) -> T:
     # JSON in strict mode: lists become tuples, yet "5" is no number and true is no 1
     try:
         plain = _unsay(_with_default_kinds(cls, said, where))
-        return TypeAdapter(cls).validate_json(json.dumps(plain, default=str), strict=True)
+        return typing.cast(T, _adapter(cls).validate_json(json.dumps(plain, default=str), strict=True))
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False):

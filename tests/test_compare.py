@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
-from mint_ray.compare import Method, check_leaks, collect_answers, one_line, plan_methods, write_comparison
+from mint_ray.compare.plan import Method, plan_methods
+from mint_ray.compare.run import one_line, write_comparison
+from mint_ray.compare.summary import check_leaks, collect_answers
 from mint_ray.config import ComparisonConfig
 from mint_ray.loading import UserError, from_data, load
 from mint_ray.records import Label, Phenotype, Prediction, Record, TeacherScores

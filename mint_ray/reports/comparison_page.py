@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mint_ray.metrics.strata import AGE_BANDS
 from mint_ray.reports import comparison, plots, summary
 from mint_ray.reports.comparison import ComparisonSummary, MethodSummary
+from mint_ray.reports.templates import render_page
 
 _METHODS_PER_PLOT = 12
 _PARTS = (
@@ -21,23 +20,6 @@ _PARTS = (
 
 def render_html(comparison_summary: ComparisonSummary) -> str:
     """The page: inline style and plots, no script, no address that a browser would ask for anything."""
-    environment = Environment(
-        loader=PackageLoader("mint_ray.reports", "."),
-        # by extension jinja2 would take `.j2` for plain text
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        title_of=summary.title_of,
-        show_value=summary.show_value,
-        show_interval=summary.show_interval,
-        show_seconds=summary.show_seconds,
-        show_difference=comparison.show_difference,
-        show_p=comparison.show_p,
-        show_share=comparison.show_share,
-    )
     run = comparison_summary
 
     def titles(metrics: list[str]) -> list[str]:
@@ -49,12 +31,17 @@ def render_html(comparison_summary: ComparisonSummary) -> str:
     def measured_in(method: MethodSummary, metrics: list[str]) -> bool:
         return any(metric in method.estimates for metric in metrics)
 
-    environment.globals.update(titles=titles, counted=counted, measured_in=measured_in)
     costs = [method for method in run.measured if method.cost]
     parts = [(heading, [name for name in names if name in run.parts]) for heading, names in _PARTS]
-    return environment.get_template("comparison.html.j2").render(
+    return render_page(
+        "comparison.html.j2",
+        show_difference=comparison.show_difference,
+        show_p=comparison.show_p,
+        show_share=comparison.show_share,
+        titles=titles,
+        counted=counted,
+        measured_in=measured_in,
         run=run,
-        research_use=summary.RESEARCH_USE,
         meanings=summary.MEANINGS,
         parts=[(heading, names) for heading, names in parts if names],
         forests=_draw_forests(run),

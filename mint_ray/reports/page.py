@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from mint_ray.reports import plots, summary
 from mint_ray.reports.summary import RunSummary
+from mint_ray.reports.templates import render_page
 
 LABELS_SHOWN = 30
 _LABELS_PER_PLOT = 15
@@ -15,20 +14,6 @@ _LABELS_PER_PLOT = 15
 
 def render_html(run: RunSummary) -> str:
     """The page: inline style and plots, no script, no address that a browser would ask for anything."""
-    environment = Environment(
-        loader=PackageLoader("mint_ray.reports", "."),
-        # by extension jinja2 would take `.j2` for plain text
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        title_of=summary.title_of,
-        show_value=summary.show_value,
-        show_interval=summary.show_interval,
-        show_seconds=summary.show_seconds,
-    )
     # the most frequent labels say most; equal ones by name, so that the order is the same each time
     labels = sorted(run.per_label, key=lambda label: (-label.n, label.name))[:LABELS_SHOWN]
     label_plots = [
@@ -56,9 +41,9 @@ def render_html(run: RunSummary) -> str:
             plots.draw_history(run.log_history, "rewards/accuracies", "Share of pairs ranked rightly over steps"),
         ),
     ]
-    return environment.get_template("run.html.j2").render(
+    return render_page(
+        "run.html.j2",
         run=run,
-        research_use=summary.RESEARCH_USE,
         meanings=summary.MEANINGS,
         forests=[(caption, svg) for caption, svg in forests if svg],
         histories=[(caption, svg) for caption, svg in histories if svg],

@@ -53,7 +53,8 @@ class Dense:
 
     kind: Literal["dense"] = "dense"
     model_id: str
-    """Folder of a sentence encoder in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
+    """Sentence encoder: a bundled one such as `bundled:all-minilm-l6-v2`, a folder in safetensors with its tokenizer,
+    or an id on the Hugging Face Hub."""
     revision: str | None = None
     """Commit of an encoder of the Hub, all 40 digits; none for a folder."""
     max_tokens: int = 256

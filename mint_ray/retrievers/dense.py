@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +12,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from mint_ray import storage
+from mint_ray.bundled import PREFIX
+from mint_ray.bundled.pretrained import identity_of, place_of
 from mint_ray.loading import UserError
 from mint_ray.retrievers import Document, Hit
 from mint_ray.retrievers.config import Dense
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
-READ = (".json", ".safetensors", ".model", ".txt")
-"""Ends of the names of the files that make an encoder in a folder what it is."""
 POOLING = Path("1_Pooling") / "config.json"
 """Where a folder of sentence-transformers says how tokens become one embedding."""
 
@@ -37,27 +35,17 @@ class DenseRetriever:
         self.ids: list[str] = []
 
     def inputs(self) -> dict[str, str]:
-        """The commit of an encoder of the Hub, or a sha256 over the files of a folder."""
+        """What the encoder is. Raises UserError if it cannot be had, or is not one of mean pooling."""
         model_id, revision = self.config.model_id, self.config.revision
         folder = Path(model_id).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            raise UserError(f"model_id: {model_id}: no config.json")
+        identity = identity_of(model_id, revision, "text")
         if folder.is_dir():
-            if revision is not None:
-                raise UserError(f"revision: {model_id} is a folder and has none")
-            files = sorted(path for path in folder.iterdir() if path.suffix in READ)
-            for wanted in ("config.json", "model.safetensors"):
-                if folder / wanted not in files:
-                    raise UserError(f"model_id: {model_id}: no {wanted}")
             _check_pooling(folder)
-            lines = [f"{path.name} {storage.sha256(str(path))}\n" for path in files]
-            return {"encoder": hashlib.sha256("".join(lines).encode()).hexdigest()}
-        if revision is None:
-            raise UserError(f"model_id: no folder {model_id!r}; an encoder of the Hub needs its commit as revision")
-        try:
-            AutoConfig.from_pretrained(model_id, revision=revision, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"model_id: {model_id}: cannot be had from the Hub: {reason}") from error
-        return {"encoder": revision}
+        elif not model_id.startswith(PREFIX):
+            _check_hub(model_id, revision)
+        return {"encoder": identity}
 
     def index(self, documents: Sequence[Document]) -> None:
         self.ids = [document.document_id for document in documents]
@@ -91,20 +79,27 @@ class DenseRetriever:
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(
-            self.config.model_id, revision=self.config.revision, trust_remote_code=False
-        )
+        place = place_of(self.config.model_id, "text")
+        return AutoTokenizer.from_pretrained(place, revision=self.config.revision, trust_remote_code=False)
 
     @functools.cached_property
     def _model(self) -> Any:
         model = AutoModel.from_pretrained(
-            self.config.model_id,
+            place_of(self.config.model_id, "text"),
             revision=self.config.revision,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
         )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _check_hub(model_id: str, revision: str | None) -> None:
+    try:
+        AutoConfig.from_pretrained(model_id, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model_id: {model_id}: cannot be had from the Hub: {reason}") from error
 
 
 def _check_pooling(folder: Path) -> None:

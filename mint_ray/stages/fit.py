@@ -90,10 +90,14 @@ class Epochs:
     def last(self) -> Path | None:
         return self.resumed
 
+    def tell(self, done: int, whole: int) -> None:
+        if self.queue is not None:
+            self.queue.put(("records", done, whole, ""))
+
     def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
         checkpoint = None
         if self.queue is not None:
-            self.queue.put((epoch, epochs, note))
+            self.queue.put(("epochs", epoch, epochs, note))
             folder = self.place / f"epoch-{epoch}"
             folder.mkdir()
             save(folder)
@@ -103,12 +107,12 @@ class Epochs:
 
 
 def _train(artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
-    progress: Progress | None = None
+    told: dict[str, Progress] = {}
 
-    def tell(epoch: int, epochs: int, note: str) -> None:
-        nonlocal progress
-        progress = progress or Progress("fit", epochs, "epochs")
-        progress.reach(epoch, note)
+    def tell(unit: str, done: int, whole: int, note: str) -> None:
+        if unit not in told:
+            told[unit] = Progress("fit", whole, unit)
+        told[unit].reach(done, note)
 
     result = run_workers(fit_worker, {"fit": dump(config), "records": records}, artifact, config.resources, tell)
     with result.checkpoint.as_directory() as finished:

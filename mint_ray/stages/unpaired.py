@@ -17,6 +17,7 @@ import pyarrow as pa
 from transformers import AutoConfig
 
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
+from mint_ray.bundled.pretrained import identity_of
 from mint_ray.images import Frame, ImageError
 from mint_ray.loading import UserError, dump
 from mint_ray.records import SPLITS, Label, Record, Split, from_table
@@ -27,7 +28,6 @@ from mint_ray.stages.session import Ahead, map_parts
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers.config import TwoTowers
-from mint_ray.teachers.pretrained import identity_of
 from mint_ray.teachers.probe import Array
 from mint_ray.teachers.towers import TwoTowerEncoder
 from mint_ray.telemetry import Progress

@@ -22,7 +22,8 @@ from mint_ray.config import PipelineConfig, SweepConfig
 from mint_ray.loading import UserError, dump, fingerprint, replace
 from mint_ray.metrics import METRICS, Estimate
 from mint_ray.pipeline import Done, check_pipeline, run_pipeline
-from mint_ray.reports.sweep import SweepSummary, TrialRow, render_html, render_markdown, render_terminal
+from mint_ray.reports.sweep import SweepSummary, TrialRow, render_markdown, render_terminal
+from mint_ray.reports.sweep_page import render_html
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.sweep.space import check_space, grid
 from mint_ray.sweep.study import ARTIFACTS, CHANGES, CURVE, ERROR, SECONDS, Ledger, completed, open_study, study_name

@@ -66,6 +66,9 @@ class Checkpoints(Protocol):
     def last(self) -> Path | None:
         """Folder of the state that was left last; None at the start."""
 
+    def tell(self, done: int, whole: int) -> None:
+        """Called by every process while it reads records ahead of the first epoch: how many of its own."""
+
     def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
         """Called by every process after each epoch; `save` writes the state into a folder, of one process."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mint_ray.bundled.pretrained import identity_of
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.likelihood import completion_scores
@@ -18,7 +19,6 @@ from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import PLACEHOLDER, Generative
-from mint_ray.teachers.pretrained import identity_of
 
 
 class GenerativeTeacher:

@@ -11,10 +11,10 @@ from mint_ray.reports.sweep import (
     SweepSummary,
     TrialRow,
     pareto_front,
-    render_html,
     render_markdown,
     render_terminal,
 )
+from mint_ray.reports.sweep_page import render_html
 
 
 def trial(number: int, state: str, value: float | None, seconds: float, **more: object) -> TrialRow:

@@ -62,7 +62,7 @@ def test_its_identity_is_what_the_folder_holds(encoder: Path) -> None:
 def test_a_missing_encoder_is_named(tmp_path: Path, encoder: Path) -> None:
     commit = "0123456789" * 4
     cases = {
-        "no folder 'someone/encoder'; an encoder of the Hub needs its commit": {"model_id": "someone/encoder"},
+        "no folder 'someone/encoder'; a model of the Hub needs its commit": {"model_id": "someone/encoder"},
         "someone/encoder: cannot be had from the Hub": {"model_id": "someone/encoder", "revision": commit},
         "no config.json": {"model_id": str(tmp_path)},
         "is a folder and has none": {"model_id": str(encoder), "revision": commit},
@@ -76,7 +76,7 @@ def test_a_missing_encoder_is_named(tmp_path: Path, encoder: Path) -> None:
 
 def test_weights_that_are_no_safetensors_are_refused(encoder: Path) -> None:
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"no model\.safetensors"):
+    with pytest.raises(UserError, match=r"holds no \.safetensors"):
         DenseRetriever(Dense(model_id=str(encoder))).inputs()
 
 

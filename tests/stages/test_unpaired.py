@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
+from mint_ray.bundled.pretrained import identity_of
 from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, from_table
 from mint_ray.sources.config import Table
@@ -39,7 +40,6 @@ from mint_ray.stages.unpaired import (
 )
 from mint_ray.tasks.config import AnyTask, ImageLabel, NamedLabel, RareDisease
 from mint_ray.teachers.config import TwoTowers
-from mint_ray.teachers.pretrained import identity_of
 from mint_ray.teachers.towers import TwoTowerEncoder
 from tests.teachers.clips import MEAN, SIZE, STD, TOKENS, save_tiny_clip
 from tests.tiny import save_tiny_student

@@ -190,9 +190,13 @@ class Diary:
 
     def __init__(self, folder: Path, found: Path | None = None, ends_after: int | None = None) -> None:
         self.folder, self.found, self.ends_after = folder, found, ends_after
+        self.told: list[tuple[int, int]] = []
 
     def last(self) -> Path | None:
         return self.found
+
+    def tell(self, done: int, whole: int) -> None:
+        self.told.append((done, whole))
 
     def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
         place = self.folder / f"epoch-{epoch}"
@@ -212,7 +216,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(folder: Path, tmp_path: 
         return teacher
 
     whole = fresh()
-    expected = whole.train(LABELS, records, Diary(tmp_path / "whole"))
+    diary = Diary(tmp_path / "whole")
+    expected = whole.train(LABELS, records, diary)
+    learned = sum(record.split != "test" for record in records)
+    assert diary.told[-1] == (learned, learned)
     with pytest.raises(KeyboardInterrupt):
         fresh().train(LABELS, records, Diary(tmp_path / "first", ends_after=2))
     resumed = fresh()

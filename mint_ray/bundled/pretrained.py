@@ -1,4 +1,4 @@
-"""Find the published weights that a teacher stands on, and say what they are."""
+"""Find the published weights that a teacher or a retriever stands on, and say what they are."""
 
 from __future__ import annotations
 
