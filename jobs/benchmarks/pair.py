@@ -18,39 +18,25 @@ from typing import Any
 
 import click
 import psutil
+from patients import write_records
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
 from mint_ray.loading import from_data
-from mint_ray.ontology import PHENOTYPIC_ABNORMALITY, load_ontology, read_annotations
-from mint_ray.records import Label, Phenotype, Record, TeacherScores
+from mint_ray.records import Label, Split, TeacherScores
 from mint_ray.stages.config import Pair
 from mint_ray.stages.pair import draw_pairs
 from mint_ray.stages.session import connect
 from mint_ray.tasks.config import RareDisease
 
-FINDINGS = 5
-"""Coded findings of a record."""
+IN_TURN: tuple[Split, ...] = ("validation", *("train",) * 9)
+"""Splits of the records, over and over."""
 TOP = 3
 
 
 def write_inputs(root: str, count: int, labels: int, rows_per_part: int) -> tuple[Artifact, Artifact]:
     """Records of real diseases, and scores as a teacher would have left them."""
-    ontology = load_ontology()
-    diseases: dict[str, list[str]] = {}
-    for annotation in read_annotations():
-        term = ontology.resolve(annotation.term_id)
-        if term and ontology.is_a(term, PHENOTYPIC_ABNORMALITY) and annotation.disease_id.startswith("OMIM"):
-            diseases.setdefault(annotation.disease_id, []).append(term)
-    chosen = sorted(disease for disease, terms in diseases.items() if len(terms) >= 2 * FINDINGS)[:labels]
-
-    def record(number: int) -> Record:
-        disease = chosen[number % len(chosen)]
-        terms = [diseases[disease][(number // 7 + place) % len(diseases[disease])] for place in range(FINDINGS)]
-        return Record(
-            record_id=f"r{number:08d}", group_id=f"g{number}", label_id=disease,
-            split="train" if number % 10 else "validation",
-            phenotypes=[Phenotype(id=term, label=ontology.names[term]) for term in terms],
-        )  # fmt: skip
+    records = write_records(root, count, labels, rows_per_part, IN_TURN)
+    chosen = [label.label_id for label in records.rows(Label, "labels")]
 
     def scores(number: int) -> TeacherScores:
         draw = random.Random(number)
@@ -58,14 +44,10 @@ def write_inputs(root: str, count: int, labels: int, rows_per_part: int) -> tupl
         value[chosen[number % len(chosen)]] += 1
         ranked = sorted(chosen, key=lambda label: -value[label])
         return TeacherScores(
-            record_id=f"r{number:08d}", split="train" if number % 10 else "validation", teacher="made_up",
+            record_id=f"r{number:08d}", split=IN_TURN[number % 10], teacher="made_up",
             labels=ranked, scores=[value[label] for label in ranked],
         )  # fmt: skip
 
-    records = open_artifact(root, "prepare", {"records": count, "labels": labels}, {})
-    with records.write() as draft:
-        draft.write_rows(Record, "records", map(record, range(count)), rows_per_part=rows_per_part)
-        draft.write_rows(Label, "labels", [Label(label_id=disease, name=disease) for disease in chosen])
     scored = open_artifact(root, "score", {}, {"records": records.name})
     with scored.write() as draft:
         draft.metrics["scores"] = {}

@@ -37,13 +37,13 @@ from typing import Any
 import click
 import numpy as np
 import psutil
+from patients import write_records
 from PIL import Image
 
 from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
 from mint_ray.images import read_images
 from mint_ray.loading import dump
-from mint_ray.ontology import PHENOTYPIC_ABNORMALITY, load_ontology, read_annotations
-from mint_ray.records import SPLITS, Label, Phenotype, Record, TeacherScores, from_table
+from mint_ray.records import SPLITS, Label, Record, TeacherScores, from_table
 from mint_ray.stages import score as stage
 from mint_ray.stages.config import Fit, Score, ScoreResources
 from mint_ray.stages.fit import fit_teacher
@@ -54,8 +54,6 @@ from mint_ray.teachers.config import Imported, Ontology, Table
 
 IN_LOOP = 20_000
 """Most records of the plain loop."""
-FINDINGS = 5
-"""Coded findings of a record."""
 IMAGES = 64
 """Different images; records share them."""
 
@@ -87,31 +85,6 @@ def load_teacher(artifact: Artifact, otherwise: Any) -> Any:
     """The constant teacher where its labels lie in the artifact."""
     constant = artifact.manifest.metrics.get("constant")
     return ConstantTeacher(constant) if constant else otherwise(artifact)
-
-
-def write_records(root: str, count: int, labels: int, rows_per_part: int) -> Artifact:
-    """Made-up records with real findings, of as many real diseases as labels are asked for."""
-    ontology = load_ontology()
-    diseases: dict[str, list[str]] = {}
-    for annotation in read_annotations():
-        term = ontology.resolve(annotation.term_id)
-        if term and ontology.is_a(term, PHENOTYPIC_ABNORMALITY) and annotation.disease_id.startswith("OMIM"):
-            diseases.setdefault(annotation.disease_id, []).append(term)
-    chosen = sorted(disease for disease, terms in diseases.items() if len(terms) >= 2 * FINDINGS)[:labels]
-
-    def record(number: int) -> Record:
-        disease = chosen[number % len(chosen)]
-        terms = [diseases[disease][(number // 7 + place) % len(diseases[disease])] for place in range(FINDINGS)]
-        return Record(
-            record_id=f"r{number:08d}", group_id=f"g{number}", label_id=disease, split=SPLITS[number % 3],
-            phenotypes=[Phenotype(id=term, label=term) for term in terms],
-        )  # fmt: skip
-
-    artifact = open_artifact(root, "prepare", {"records": count, "labels": labels, "rows_per_part": rows_per_part}, {})
-    with artifact.write() as draft:
-        draft.write_rows(Record, "records", map(record, range(count)), rows_per_part=rows_per_part)
-        draft.write_rows(Label, "labels", [Label(label_id=disease, name=disease) for disease in chosen])
-    return artifact
 
 
 def write_teacher(root: str, kind: str, records: Artifact) -> Artifact:
