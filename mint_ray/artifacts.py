@@ -142,6 +142,14 @@ class Artifact:
             rows = from_table(row, pq.read_table(pa.BufferReader(content)))
         return _file(path, content, len(rows)), rows
 
+    def write_folder(self, path: str, folder: Path) -> list[File]:
+        """Copy a local folder to `path` below where the artifact belongs, from any worker, as `write_part` does."""
+        files = []
+        for name in sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()):
+            storage.upload(str(folder / name), self.file_uri(f"{path}/{name}"))
+            files.append(dataclasses.replace(_describe(str(folder), name), path=f"{path}/{name}"))
+        return files
+
     def finish_part(self, path: str, made: Any) -> None:
         """Leave the completion record of the part `path`: `made` is a row with `files`, which are written already."""
         storage.write_bytes(self._record_uri(path), json.dumps(dataclasses.asdict(made)).encode())

@@ -29,6 +29,7 @@ VERBS = {
     "fit": ("fit", "Make the teacher ready."),
     "score": ("score", "Let the teacher rank every label of every record."),
     "pair": ("pair", "Draw preference pairs from the scores."),
+    "join": ("join", "Make a student that sees, of the parts that the section `join` names."),
     "tokenize": ("tokenize", "Turn the pairs into the student's tokens."),
     "train": ("train", "Align the student with the pairs."),
     "evaluate": ("evaluate", "Compare base and aligned student on the test split."),
@@ -183,7 +184,8 @@ def check(spec: Path, **given: Any) -> None:
     check_lengths(config.pair, len(prepared.labels))
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
     click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")
-    click.echo(_estimate_memory(config))
+    if config.join is None:
+        click.echo(_estimate_memory(config))
 
 
 @cli.command()

@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -90,21 +90,47 @@ def read_content(uri: str, max_bytes: int) -> bytes:
 
 def decode_image(content: bytes, frame: Frame, name: str) -> Pixels:
     """Pixels of an encoded image; `name` is what errors call it. Raises ImageError as `read_image` does."""
-    if len(content) > frame.max_bytes:
-        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {frame.max_bytes:,}")
+
+    def finish(image: Image.Image) -> Pixels:
+        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
+        image.draft("RGB", (2 * frame.size, 2 * frame.size))
+        return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
+
+    return _decode(content, name, frame.max_bytes, frame.max_pixels, finish)
+
+
+def decode_whole(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Pixels:
+    """An encoded image at its own size, upright. Raises ImageError as `read_image` does."""
+
+    def finish(image: Image.Image) -> Pixels:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+
+    return _decode(content, name, max_bytes, max_pixels, finish)
+
+
+def encode_image(pixels: Pixels) -> bytes:
+    """A PNG of them."""
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
+
+
+def _decode(
+    content: bytes, name: str, max_bytes: int, max_pixels: int, finish: Callable[[Image.Image], Pixels]
+) -> Pixels:
+    if len(content) > max_bytes:
+        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {max_bytes:,}")
     try:
         with warnings.catch_warnings():
             # Pillow would only warn of a file that decodes to gigabytes; the bound below is ours and lower
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
-        if width * height > frame.max_pixels:
+        if width * height > max_pixels:
             raise ImageError(
-                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {frame.max_pixels:,} in all"
+                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {max_pixels:,} in all"
             )
-        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
-        image.draft("RGB", (2 * frame.size, 2 * frame.size))
-        return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
+        return finish(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

@@ -12,7 +12,8 @@ class Student:
     """The language model that learns: its base checkpoint and the low-rank weights laid over it."""
 
     model_id: str
-    """A hub id, a local folder, or a name from the bundled students such as `bundled:smollm2-135m-instruct`."""
+    """A hub id, a folder, here or in object storage, a bundled student such as `bundled:smollm2-135m-instruct`, or
+    `joined`: the one that the section `join` makes."""
     revision: str | None = None
     """Branch, tag or commit on the hub; give the commit to pin the weights. None takes `main`."""
     lora_rank: int | None = 16
