@@ -98,11 +98,12 @@ class Table(Terms):
     kind: Literal["table"] = "table"
     uri: str
     """A `.parquet`, `.jsonl`, `.jsonl.gz` or `.csv` file."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
     """Column of each field of a record, where their names differ: `{record_id: case, fields.age: age, label_name:
-    diagnosis}`; `phenotypes` is a list of HPO ids or one text with `;` between them, `!` or `-` ahead of an absent
-    one. `image_uri` is a path or URI; `image` a column of a Parquet file that holds the images themselves, as bytes or
-    as the struct {bytes, path} of `datasets`."""
+    diagnosis}`, or null for a field that is not to be read, such as a `split` of the table's; `phenotypes` is a list of
+    HPO ids or one text with `;` between them, `!` or `-` ahead of an absent one. `image_uri` is a path or URI; `image`
+    a column of a Parquet file that holds the images themselves, as bytes or as the struct {bytes, path} of
+    `datasets`."""
     images: str | None = None
     """Where the images lie whose paths `image_uri` has: a folder or prefix that each is below, or a URI with `{}` in
     its place, such as `images/{}.jpg`; null: beside the table, unless it is a whole URI. What lies there is known by

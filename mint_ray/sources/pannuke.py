@@ -81,7 +81,7 @@ class PanNukeSource:
         # published as floating-point numbers, all of them whole
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 255):
             raise ImageError(
-                "image_out_of_range", f"{fold.places[IMAGES]}:{row}: expected colours of 0 to 255, got others"
+                "image_out_of_range", f"{fold.places[IMAGES]}:{int(row)}: expected colours of 0 to 255, got others"
             )
         return encode_image(pixels.astype(np.uint8))
 
