@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-COLOURS = {"Breast": (230, 60, 60), "Colon": (60, 200, 60), "Liver": (60, 60, 220), "Skin": (200, 200, 50)}
-"""What tissue has which colour."""
+
+def colour_of(tissue: str) -> NDArray[np.float64]:
+    """Each tissue has one of its own."""
+    return np.random.default_rng(list(tissue.encode())).uniform(40, 215, 3)
 
 
 def save_fold(
@@ -24,7 +26,7 @@ def save_fold(
     patches.
     """
     draw = np.random.default_rng(len(tissues))
-    images = np.stack([draw.normal(COLOURS[tissue], 20, (size, size, 3)) for tissue in tissues])
+    images = np.stack([draw.normal(colour_of(tissue), 20, (size, size, 3)) for tissue in tissues])
     images = np.clip(np.round(images), 0, 255)
     masks = np.zeros((len(tissues), size, size, 6))
     for i in range(len(tissues)):
