@@ -35,8 +35,9 @@ class Frame:
 
     size: int
     """Height and width, in pixels."""
-    fit: Literal["crop", "squash"] = "crop"
-    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled."""
+    fit: Literal["crop", "squash", "within"] = "crop"
+    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled; `within`: the
+    longer side is scaled down to `size` where it is longer, the shorter one by as much."""
     max_bytes: int = 32_000_000
     """Largest file."""
     max_pixels: int = 64_000_000
@@ -155,7 +156,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _fit(image: Image.Image, frame: Frame) -> Pixels:
     size = (frame.size, frame.size)
-    if image.size != size:
+    if frame.fit == "within":
+        image.thumbnail(size, Image.Resampling.BICUBIC)
+    elif image.size != size:
         if frame.fit == "crop":
             image = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
         else:

@@ -27,7 +27,7 @@ from mint_ray.stages.shuffle import shuffle_images
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import OnEvaluation, train_student
 from mint_ray.stages.unpaired import check_texts, pair_texts
-from mint_ray.students import check_student
+from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
 from mint_ray.trainers import build_trainer
@@ -61,13 +61,10 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     user can mend, before any model is loaded.
     """
     check_pipeline(config)
-    if last not in WITHOUT_STUDENT and build_task(config.task, [], 1).shows_image:
-        raise UserError(
-            "task.shows_image: a student that sees cannot be trained yet; stop at `mint-ray pair`, or set it to false "
-            "and name fields in `told`"
-        )
     if last == "join" and config.join is None:
         raise UserError("join: the spec has no such section; its student is one that there is")
+    if last not in WITHOUT_STUDENT and config.join is None:
+        check_sight(config.train.student, shows_image=build_task(config.task, [], 1).shows_image)
     done: Done = {}
     stages = STAGES | {"train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"], on_evaluation)}
     for stage in left_out(config):
@@ -154,6 +151,8 @@ def check_pipeline(config: PipelineConfig) -> None:
         if find_spec(tracker) is None:
             raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
     if config.evaluate.retrieval is not None:
+        if asked.shows_image:
+            raise UserError("evaluate.retrieval: a student that is shown images is given no passages")
         check_retrieval(config.evaluate.retrieval)
     if config.evaluate.general is not None:
         check_general(config.evaluate.general)
@@ -162,3 +161,5 @@ def check_pipeline(config: PipelineConfig) -> None:
         check_student(config.train.student)
     else:
         check_parts(config.join)
+        if not asked.shows_image:
+            raise UserError("join: makes a student that sees images, and the task shows none")

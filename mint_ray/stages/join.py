@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mint_ray.artifacts import Artifact, File, open_artifact
-from mint_ray.images import Frame, ImageError, Pixels, read_image
+from mint_ray.images import ImageError, Pixels, read_image
 from mint_ray.loading import UserError, dump
 from mint_ray.records import Label, Record, Split
 from mint_ray.stages.config import Join, Published
@@ -21,6 +20,7 @@ from mint_ray.stages.session import map_parts
 from mint_ray.students import check_student, resolve_path, student_revision
 from mint_ray.students.config import Student
 from mint_ray.students.joined import Caption, Captions, Place, join_models, save_joined, train_projector
+from mint_ray.students.sight import FRAME
 from mint_ray.teachers.pretrained import identity_of, place_of
 
 logger = logging.getLogger("mint_ray")
@@ -115,7 +115,7 @@ class JoinActor:
         )
         model, processor = join_models(vision, language, config.seed)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        images = Images(_frame(processor))
+        images = Images()
         train, validation = (images.readable(self._captions(split)) for split in ("train", "validation"))
         if not train:
             told = ", ".join(f"{reason} {count}" for reason, count in sorted(images.unread.items()))
@@ -151,12 +151,11 @@ class JoinActor:
 class Images:
     """Reads images one at a time, and counts those that cannot be."""
 
-    def __init__(self, frame: Frame) -> None:
-        self.frame = frame
+    def __init__(self) -> None:
         self.unread: Counter[str] = Counter()
 
     def read(self, uri: str) -> Pixels:
-        return read_image(uri, self.frame)
+        return read_image(uri, FRAME)
 
     def readable(self, captions: Sequence[Caption]) -> list[Caption]:
         """Those whose images are fit to be read."""
@@ -169,14 +168,6 @@ class Images:
             else:
                 found.append(caption)
         return found
-
-
-def _frame(processor: object) -> Frame:
-    """The form in which the encoder is shown its images."""
-    image_processor = processor.image_processor  # type: ignore[attr-defined]
-    size = dict(image_processor.size)
-    blank = image_processor([np.zeros((8, 8, 3), np.uint8)], return_tensors="pt")["pixel_values"]
-    return Frame(size=blank.shape[-1], fit="crop" if size.get("shortest_edge") else "squash")
 
 
 def _as_student(language: Published) -> Student:

@@ -12,11 +12,11 @@ import math
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mint_ray.layouts.head import CHUNK_BYTES
 from mint_ray.students.config import Student
+from mint_ray.students.parts import lay_adapter, train_parts
 from mint_ray.trainers.config import Arguments, TrainResources
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -90,8 +90,9 @@ def shape_of(model_config: Any, student: Student) -> Shape:
         model = family.from_config(model_config)
         parameters = model.num_parameters()
         if student.lora_rank is not None:
-            lora = LoraConfig(task_type="CAUSAL_LM", r=student.lora_rank, target_modules=student.target_modules)
-            model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+            model = lay_adapter(model, student, sees=vision_config is not None, low_cpu_mem_usage=True)
+        elif vision_config is not None:
+            train_parts(model, student)
     trained = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
     text_config = model_config.get_text_config()
     shape = Shape(

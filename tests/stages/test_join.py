@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact, verify
@@ -16,7 +15,7 @@ from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, Split
 from mint_ray.stages.config import Join, Published
 from mint_ray.stages.join import JoinActor, WholePart, check_parts, join_student
-from mint_ray.students import Student, resolve_path, student_revision
+from mint_ray.students import Student, check_sight, check_student, load_model, load_sight, student_revision
 from tests.encoders import save_tiny_vit
 from tests.tiny import save_tiny_student
 
@@ -91,20 +90,32 @@ def test_parts_that_are_missing_are_named_before_any_work(tmp_path: Path, parts:
         check_parts(Join(vision=parts.vision, language=Published(model_id=str(tmp_path / "none"))))
 
 
-@pytest.mark.ray
 @pytest.mark.s3
 def test_a_joined_student_in_object_storage_is_read_by_whoever_needs_it(
-    tmp_path: Path, parts: Join, ray_cluster: None, s3_root: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, parts: Join, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINT_RAY_CACHE", str(tmp_path / "cache"))
     records = write_records(s3_root)
-    joined = join_student(s3_root, parts, records)
+    joined = open_artifact(s3_root, "join", {}, {})
+    with joined.write() as draft:
+        draft.placed += JoinActor(joined, parts, records).work(WholePart(path="student")).files
+    assert verify(joined.uri) == []
+    student = Student(model_id=joined.file_uri("student"))
+    check_student(student)
+    check_sight(student, shows_image=True)
+    model, sight = load_model(student), load_sight(student)
+    view = sight.look(f"{s3_root}/images/r000.png")
+    assert view.tokens == model.config.image_seq_length == 5
+    assert student_revision(student) == student_revision(Student(model_id=joined.file_uri("student")))
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_stage_publishes_once(tmp_path: Path, parts: Join, ray_cluster: None) -> None:
+    records = write_records(str(tmp_path))
+    joined = join_student(str(tmp_path), parts, records)
     assert verify(joined.uri) == []
     assert joined.manifest.metrics["validation_after"] < joined.manifest.metrics["validation_before"]
-    student = Student(model_id=joined.file_uri("student"))
-    folder = resolve_path(student)
-    model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
-    processor = AutoProcessor.from_pretrained(folder)
-    assert processor.image_token_id == model.config.image_token_id
-    assert student_revision(student) == student_revision(Student(model_id=joined.file_uri("student")))
-    assert join_student(s3_root, parts, records).manifest == joined.manifest
+    assert joined.manifest.counts["captions_train"] == 6
+    assert joined.manifest.dropped == {"image_unknown_format": 1}
+    assert join_student(str(tmp_path), parts, records).manifest == joined.manifest
