@@ -142,7 +142,9 @@ class Captions:
         asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
         blank = np.zeros((8, 8, 3), dtype=np.uint8)
-        self.prompt_ids: list[int] = processor(text=[text], images=[blank])["input_ids"][0]
+        # the template has put there what begins a text
+        read_as = processor(text=[text], images=[blank], add_special_tokens=False)
+        self.prompt_ids: list[int] = read_as["input_ids"][0]
 
     def loss(self, captions: Sequence[Caption]) -> torch.Tensor:
         """Mean negative log-likelihood of the names' tokens, the end among them."""
