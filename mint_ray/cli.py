@@ -190,7 +190,12 @@ def check(spec: Path, pixels: bool, **given: Any) -> None:
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
     click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")
     if config.join is not None:
-        return  # its student is not there yet
+        if pixels:
+            raise UserError(
+                "--pixels: the student is yet to be joined: `mint-ray join`, then check with join=null and "
+                "train.student.model_id=FOLDER"
+            )
+        return
     click.echo(_estimate_memory(config))
     if pixels and not _show_pixels(config, prepared):
         sys.exit(1)

@@ -140,7 +140,7 @@ def save_pictures(folder: Path) -> list[str]:
             draw = np.random.default_rng(list(name.encode()))
             pixels = np.clip(draw.normal(colour_of(organ), 25, (100, 100, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
-            corners = [(x, y) for x in (10, 60) for y in (10, 60)]
+            corners = [(x, y) for x in (10, 30, 60, 80) for y in (10, 60)]
             squares = [[(x, y), (x + 9, y), (x + 9, y + 9), (x, y + 9)] for x, y in corners]
             (folder / "xml" / f"{name}.xml.gz").write_bytes(aperio(squares))
             lines.append(f"{name},{organ},published")
