@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mint_ray.artifacts import Artifact, verify
+from mint_ray.cli import cli
 from mint_ray.config import PipelineConfig
 from mint_ray.loading import UserError, load
 from mint_ray.pipeline import run_pipeline
 from mint_ray.records import Prediction, TokenizedRecord
 from tests.seeing import save_tiny_seeing
 from tests.tiny import save_tiny_student
-
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 COLOURS = ["red", "green", "blue"]
 
@@ -77,6 +77,8 @@ def done(ray_cluster: None, folder: Path) -> dict[str, Artifact]:
     return run_pipeline(config(folder, folder / "student"))
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_every_stage_leaves_an_artifact_that_verifies(done: dict[str, Artifact]) -> None:
     for artifact in done.values():
         assert verify(artifact.uri) == []
@@ -84,6 +86,8 @@ def test_every_stage_leaves_an_artifact_that_verifies(done: dict[str, Artifact])
     assert done["train"].manifest.metrics["steps"] == 2
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_tokens_say_where_the_image_is_and_where_it_lies(done: dict[str, Artifact], folder: Path) -> None:
     rows = done["tokenize"].rows(TokenizedRecord, "train")
     word = json.loads((folder / "student" / "config.json").read_text())["image_token_index"]
@@ -93,6 +97,8 @@ def test_tokens_say_where_the_image_is_and_where_it_lies(done: dict[str, Artifac
         assert row.image_uri == f"{folder}/images/{row.record_id}"
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_language_model_and_projector_learn_and_what_sees_rests(done: dict[str, Artifact]) -> None:
     saved = load_file(Path(done["train"].uri) / "adapter" / "adapter_model.safetensors")
     assert any("language_model" in name for name in saved)
@@ -104,6 +110,8 @@ def test_language_model_and_projector_learn_and_what_sees_rests(done: dict[str, 
     }
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_every_way_to_answer_answers_every_record(done: dict[str, Artifact]) -> None:
     rows = done["evaluate"].rows(Prediction, "predictions")
     counts: dict[str, int] = {}
@@ -132,3 +140,25 @@ def test_a_student_that_does_not_fit_the_task_is_refused(folder: Path, student: 
     overrides = [f"task.shows_image={shows}", "task.told=[age]"]
     with pytest.raises(UserError, match=message):
         run_pipeline(config(folder, folder / student, *overrides), "tokenize")
+
+
+def test_the_command_line_shows_that_pixels_reach_the_student(folder: Path) -> None:
+    spec = write_spec(folder, folder / "student")
+    done = CliRunner().invoke(cli, ["check", str(spec), "--pixels", "--root", str(folder / "out")])
+    assert done.exit_code == 0, done.output
+    assert "instead of its image that of record" in done.output
+    assert "instead of its image plain grey: log-probabilities of tokens change by up to" in done.output
+
+
+def test_the_command_line_says_when_they_do_not(folder: Path, tmp_path: Path) -> None:
+    student = save_tiny_seeing(tmp_path / "student", "mllama")
+    weights = load_file(student / "model.safetensors")
+    # gates of a cross-attention that was never opened
+    closed = {name: weight * 0 if "cross_attn_" in name else weight for name, weight in weights.items()}
+    save_file(closed, student / "model.safetensors", metadata={"format": "pt"})
+    spec = write_spec(folder, student)
+    done = CliRunner().invoke(
+        cli, ["check", str(spec), "--pixels", "--root", str(folder / "out"), "train.student.whole_parts=[]"]
+    )
+    assert done.exit_code == 1, done.output
+    assert "the pixels do not reach the student" in done.output

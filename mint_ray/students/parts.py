@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from mint_ray.loading import UserError
@@ -46,7 +48,12 @@ def lay_adapter(model: Any, config: Student, *, sees: bool, **options: Any) -> A
         base_model_name_or_path=config.model_id,
         revision=config.revision,
     )
-    return get_peft_model(model, lora, **options)
+    adapted = get_peft_model(model, lora, **options)
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                _step_in_float32(copy)
+    return adapted
 
 
 def train_parts(model: Any, config: Student) -> None:
@@ -56,16 +63,28 @@ def train_parts(model: Any, config: Student) -> None:
         weight.requires_grad_(part_of(name) in (*config.lora_parts, *config.whole_parts))
 
 
-def rest(module: nn.Module) -> None:
-    """Keep what learns nothing within `module` as it is, in training too: no gradient and no activations kept for one,
-    no dropout, no running mean that goes on running."""
-    if any(weight.requires_grad for weight in module.parameters()):
-        for child in module.children():
-            rest(child)
+def rest(model: Any) -> None:
+    """Keep what sees as it is in training too, if none of it learns: no gradient and no activations kept for one, no
+    dropout, no running mean that goes on running. `model` is that of transformers, adapted or not."""
+    part_of = tell_parts(model)
+    if any(weight.requires_grad and part_of(name) == "vision" for name, weight in model.named_parameters()):
+        # a gradient that is on its way down passes through what has no weights too
         return
-    module.eval()
-    vars(module)["train"] = lambda mode=True: module
-    vars(module)["forward"] = torch.no_grad()(module.forward)
+    [tower] = [name for name, module in model.named_modules() if module is model.get_encoder("image")]
+    for name, module in model.named_modules():
+        # in Qwen's tower the projector learns
+        if _lies_in(name, tower) and part_of(name) == "vision" and not _learns(module):
+            module.eval()
+            vars(module)["train"] = functools.partial(_stay, module)
+            vars(module)["forward"] = torch.no_grad()(module.forward)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in module.parameters())
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def _layers(model: Any, config: Student) -> list[str]:
@@ -97,6 +116,27 @@ def _whole(model: Any, config: Student) -> list[str]:
         if name and all(part_of(weight) in config.whole_parts for weight in held):
             found.append(name)
     return found
+
+
+def _step_in_float32(module: nn.Module) -> None:
+    """Keep in float32, as PEFT keeps low-rank weights, what a small step would be lost on in half precision.
+
+    It takes and gives what its neighbours compute in; an engine that turns all weights into one format may.
+    """
+    around = next(module.parameters()).dtype
+    if around not in (torch.bfloat16, torch.float16):
+        return
+
+    def take(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        dtype = next(module.parameters()).dtype
+        return tuple(given.to(dtype) if torch.is_floating_point(given) else given for given in arguments)
+
+    def give(module: nn.Module, arguments: tuple[Any, ...], result: torch.Tensor) -> torch.Tensor:
+        return result.to(around)
+
+    module.float()
+    module.register_forward_pre_hook(take)
+    module.register_forward_hook(give)
 
 
 def _lies_in(name: str, outer: str) -> bool:

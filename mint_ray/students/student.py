@@ -92,7 +92,7 @@ def load_model(config: Student, *, adapter: Path | None = None, trainable: bool 
         return model.eval()
     model.train()
     if sees:
-        rest(inner_model(model).get_encoder("image"))
+        rest(inner_model(model))
     return model
 
 

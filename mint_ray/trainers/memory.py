@@ -264,9 +264,8 @@ def _image_activations(
     # LayerNorm's inputs, queries, keys, values and their result, GELU's input; and the inputs of what is trained
     per_token = 2 * vision.hidden_size + 4 * vision.query_size + vision.intermediate_size
     per_token += 2 * vision.hidden_size + vision.intermediate_size if shape.vision_is_trained else 0
-    # checkpointing makes transformers ask for gradients from the patches on, and spares this tower's layers
-    learns = shape.vision_is_trained or resources.gradient_checkpointing
-    tower = tokens * compute * per_token * (vision.layers if learns else 1)
+    # one that rests keeps nothing for a backward pass (`students.parts.rest`), and holds a layer at a time
+    tower = tokens * compute * per_token * (vision.layers if shape.vision_is_trained else 1)
     tower += rows * compute * shape.image_tokens**2
     # keys and values of the image, normalised and repeated, and the mask of text against image
     crossing = tokens * (compute * (2 * text.query_size + 3 * text.key_size) + FLOAT32 * text.key_size)

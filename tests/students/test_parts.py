@@ -13,7 +13,7 @@ from mint_ray.layouts.images import inner_model
 from mint_ray.loading import UserError
 from mint_ray.students import Student, load_model, load_processor, load_sight, save_adapter
 from mint_ray.students.config import Part
-from mint_ray.students.parts import lay_adapter, tell_parts
+from mint_ray.students.parts import lay_adapter, rest, tell_parts
 from tests.seeing import FAMILIES, noise, save_tiny_seeing, tiny_seeing
 
 
@@ -106,6 +106,19 @@ def test_what_does_not_learn_stays_bit_by_bit_and_is_given_no_gradient(folder: P
     assert any("modules_to_save" in name for name in moved)
 
 
+@pytest.mark.parametrize("family", ["llava", "idefics3", "gemma3", "mllama"])
+def test_a_projector_is_stepped_on_in_float32_beside_a_bfloat16_student(family: str, tmp_path: Path) -> None:
+    student = Student(model_id=str(save_tiny_seeing(tmp_path, family)), lora_rank=2, dtype="bfloat16")
+    model = load_model(student, trainable=True)
+    step(model, student)
+    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("modules_to_save" in name for name in learning)
+    for name, weight in learning.items():
+        assert weight.dtype == torch.float32, name
+        assert weight.grad is not None, name
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
 def test_what_sees_rests_in_training_without_dropout_or_activations(folder: Path) -> None:
     student = Student(model_id=str(folder), lora_rank=2)
     model = load_model(student, trainable=True).train()
@@ -120,11 +133,34 @@ def test_what_sees_rests_in_training_without_dropout_or_activations(folder: Path
     assert not features[0].requires_grad
 
 
-def test_what_sees_learns_where_it_is_told_to(folder: Path) -> None:
+def test_the_projector_learns_inside_a_tower_that_rests() -> None:
+    model, _ = tiny_seeing("qwen2_5_vl")
+    adapted = lay_adapter(model, Student(model_id="x", lora_rank=2), sees=True).train()
+    rest(inner_model(adapted))
+    tower = inner_model(adapted).get_encoder("image")
+    assert not any(module.training for module in tower.blocks.modules())
+    adapted.eval()
+    adapted.train()
+    assert not any(module.training for module in tower.blocks.modules())
+    assert all(module.training for module in tower.merger.modules())
+    pixels, grid = torch.randn(16, 384), torch.tensor([[1, 4, 4]])
+    tower(pixels.requires_grad_(), grid_thw=grid).pooler_output.sum().backward()
+    assert pixels.grad is None
+    learning = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
+    assert learning
+    assert all("merger.modules_to_save" in name for name in learning)
+
+
+def test_what_sees_learns_where_it_is_told_to_down_to_its_first_layer(folder: Path) -> None:
     student = Student(model_id=str(folder), lora_rank=2, lora_parts=("vision",), whole_parts=())
     model = load_model(student, trainable=True)
     assert any(module.training for module in inner_model(model).get_encoder("image").modules())
     step(model, student)
+    assert any(
+        "layers.0" in name and weight.grad.abs().max() > 0
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
+    )
     grads = {
         name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.abs().max() > 0
     }
