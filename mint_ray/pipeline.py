@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -16,15 +17,17 @@ from mint_ray.stages.config import Train
 from mint_ray.stages.evaluate import answer_records, evaluate_student
 from mint_ray.stages.fit import fit_teacher
 from mint_ray.stages.general import check_general
+from mint_ray.stages.join import STUDENT, check_parts, join_student
 from mint_ray.stages.pair import check_gate, check_lengths, draw_pairs
 from mint_ray.stages.prepare import prepare_records
 from mint_ray.stages.report import write_report
 from mint_ray.stages.retrieval import check_retrieval
 from mint_ray.stages.score import score_records
+from mint_ray.stages.shuffle import shuffle_images
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import OnEvaluation, train_student
 from mint_ray.stages.unpaired import check_texts, pair_texts
-from mint_ray.students import check_student
+from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
 from mint_ray.trainers import build_trainer
@@ -37,16 +40,18 @@ STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
     "prepare": lambda c, done: pair_texts(c.root, c.prepare, c.task, prepare_records(c.root, c.prepare, c.task)),
     "fit": lambda c, done: fit_teacher(c.root, c.fit, done["prepare"]),
     "score": lambda c, done: score_records(c.root, c.score, c.task, done["fit"], done["prepare"]),
-    "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, done["prepare"], done["score"], ask_students(c, done)),
-    "tokenize": lambda c, done: tokenize_pairs(c.root, c.train, done["pair"]),
-    "train": lambda c, done: train_student(c.root, c.train, done["tokenize"]),
+    "shuffle": lambda c, done: shuffle_images(c.root, done["prepare"]),
+    "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, shown(done), done["score"], ask_students(c, done)),
+    "join": lambda c, done: join(c, done),
+    "tokenize": lambda c, done: tokenize_pairs(c.root, taught(c, done), done["pair"]),
+    "train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"]),
     "evaluate": lambda c, done: evaluate_student(
-        c.root, c.evaluate, c.task, c.pair.sampler, done["prepare"], done["score"], done["train"]
+        c.root, c.evaluate, c.task, c.pair.sampler, shown(done), done["score"], done["train"]
     ),
     "report": lambda c, done: write_report(c.root, c.title, c.task, done),
 }
 
-WITHOUT_STUDENT = ("prepare", "fit", "score", "pair")
+WITHOUT_STUDENT = ("prepare", "fit", "score", "shuffle", "pair", "join")
 
 
 def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: OnEvaluation | None = None) -> Done:
@@ -56,13 +61,14 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     user can mend, before any model is loaded.
     """
     check_pipeline(config)
-    if last not in WITHOUT_STUDENT and build_task(config.task, [], 1).shows_image:
-        raise UserError(
-            "task.shows_image: a student that sees cannot be trained yet; stop at `mint-ray pair`, or set it to false "
-            "and name fields in `told`"
-        )
+    if last == "join" and config.join is None:
+        raise UserError("join: the spec has no such section; its student is one that there is")
+    if last not in WITHOUT_STUDENT and config.join is None:
+        check_sight(config.train.student, shows_image=build_task(config.task, [], 1).shows_image)
     done: Done = {}
-    stages = STAGES | {"train": lambda c, done: train_student(c.root, c.train, done["tokenize"], on_evaluation)}
+    stages = STAGES | {"train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"], on_evaluation)}
+    for stage in left_out(config):
+        del stages[stage]
     for stage, run in stages.items():
         started = time.monotonic()
         done[stage] = run(config, done)
@@ -72,6 +78,32 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
         if stage == last:
             break
     return done
+
+
+def left_out(config: PipelineConfig) -> list[str]:
+    """The stages that a run takes only if its spec asks for them, and this one does not."""
+    wanted = {"shuffle": config.pair.control == "shuffled", "join": config.join is not None}
+    return [stage for stage, is_wanted in wanted.items() if not is_wanted]
+
+
+def shown(done: Done) -> Artifact:
+    """The records as the student sees them."""
+    return done.get("shuffle", done["prepare"])
+
+
+def join(config: PipelineConfig, done: Done) -> Artifact:
+    """The student that the section `join` makes."""
+    if config.join is None:
+        raise ValueError("this run joins no student")
+    return join_student(config.root, config.join, shown(done))
+
+
+def taught(config: PipelineConfig, done: Done) -> Train:
+    """Who learns, and how, for the stages: where the student is `joined`, with the folder that holds it by now."""
+    if config.join is None:
+        return config.train
+    folder = join(config, done).file_uri(STUDENT)
+    return dataclasses.replace(config.train, student=dataclasses.replace(config.train.student, model_id=folder))
 
 
 def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifact]:
@@ -86,8 +118,10 @@ def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifac
             config.evaluate,
             config.task,
             config.pair.sampler.top,
-            done["prepare"],
-            config.train.student if adapter is None else from_data(Train, adapter.manifest.config["train"]).student,
+            shown(done),
+            taught(config, done).student
+            if adapter is None
+            else from_data(Train, adapter.manifest.config["train"]).student,
             adapter,
             mode="rank",
             splits=("train", "validation"),
@@ -101,10 +135,12 @@ def check_pipeline(config: PipelineConfig) -> None:
     if config.prepare.pair_texts is not None:
         check_texts(config.prepare.pair_texts)
     build_teacher(config.fit.teacher).inputs()
-    modalities = build_task(config.task, [], 1).modalities
+    asked = build_task(config.task, [], 1)
     for modality in config.score.without:
-        if modality not in modalities:
-            raise UserError(f"score.without: got {modality!r}; the task has {', '.join(modalities)}")
+        if modality not in asked.modalities:
+            raise UserError(f"score.without: got {modality!r}; the task has {', '.join(asked.modalities)}")
+    if config.pair.control == "shuffled" and not asked.shows_image:
+        raise UserError("pair.control: shuffled exchanges the images that the student sees, and it sees none")
     if config.task.labels.ids:
         check_lengths(config.pair, len(config.task.labels.ids))
     for uri in config.pair.sampler.students:
@@ -115,8 +151,15 @@ def check_pipeline(config: PipelineConfig) -> None:
         if find_spec(tracker) is None:
             raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
     if config.evaluate.retrieval is not None:
+        if asked.shows_image:
+            raise UserError("evaluate.retrieval: a student that is shown images is given no passages")
         check_retrieval(config.evaluate.retrieval)
     if config.evaluate.general is not None:
         check_general(config.evaluate.general)
     storage.check_writable(config.root)
-    check_student(config.train.student)
+    if config.join is None:
+        check_student(config.train.student)
+    else:
+        check_parts(config.join)
+        if not asked.shows_image:
+            raise UserError("join: makes a student that sees images, and the task shows none")

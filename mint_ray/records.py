@@ -123,6 +123,8 @@ class TokenizedRecord:
     """[chosen, rejected] as indices into `completions`."""
     reference_logps: list[float] | None = None
     """Log-probability of each completion under the base student; None unless the objective compares with it."""
+    image_uri: str | None = None
+    """What the student sees; `prompt_ids` have room for it. None for a student that reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

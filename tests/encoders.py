@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertModel, ViltConfig, ViltModel, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    EfficientNetConfig,
+    EfficientNetModel,
+    ViltConfig,
+    ViltModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from tests.tiny import tiny_tokenizer
 
@@ -33,6 +42,16 @@ def save_tiny_vit(folder: Path) -> Path:
     return _save(folder, ViTModel, ViTConfig, {name: SHAPE[name] for name in SHAPE if name != "vocab_size"})
 
 
+def save_tiny_efficientnet(folder: Path) -> Path:
+    """A tenth as wide and deep as B0: maps of 2 x 2 and 128 channels of images of 64 pixels."""
+    shape = {"image_size": 64, "width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128}
+    _save(folder, EfficientNetModel, EfficientNetConfig, shape)
+    size = {"height": 64, "width": 64}
+    said = {"image_processor_type": "EfficientNetImageProcessor", "size": size, "include_top": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | said))
+    return folder
+
+
 def save_tiny_bert(folder: Path) -> Path:
     return _save(folder, BertModel, BertConfig, SHAPE)
 
@@ -44,7 +63,17 @@ def save_tiny_vilt(folder: Path) -> Path:
 def _save(folder: Path, model: Any, config: Any, shape: dict[str, Any]) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model(config(**shape)).save_pretrained(folder)
+        made = model(config(**shape))
+        if model is EfficientNetModel:
+            # as its layers come drawn, a few make zeros of anything: each is to make numbers of unit deviation
+            for layer in made.modules():
+                if isinstance(layer, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(layer.weight)
+                if isinstance(layer, torch.nn.BatchNorm2d):
+                    layer.momentum = 1.0
+                    torch.nn.init.ones_(layer.weight)
+            made.train()(torch.randn(8, 3, 64, 64))
+        made.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     return folder

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mint_ray import artifacts, storage
@@ -230,3 +232,17 @@ def test_who_writes_a_part_first_is_kept(anywhere: str) -> None:
     assert first[1] == labels("A", "B")
     assert artifact.write_part_once("labels/part.parquet", Label, labels("C")) == first
     assert artifact.write_part_once("labels/part.parquet", Label, labels("A", "B")) == first
+
+
+def test_a_folder_is_written_in_place_with_what_lies_deeper(anywhere: str, tmp_path: Path) -> None:
+    (tmp_path / "made" / "deep").mkdir(parents=True)
+    (tmp_path / "made" / "config.json").write_text("{}")
+    pq.write_table(pa.table({"x": [1, 2, 3]}), tmp_path / "made" / "deep" / "x.parquet")
+    artifact = open_artifact(anywhere, "join", {}, {})
+    with artifact.write() as draft:
+        draft.placed += artifact.write_folder("student", tmp_path / "made")
+    assert [(file.path, file.rows) for file in artifact.manifest.files] == [
+        ("student/config.json", None), ("student/deep/x.parquet", 3),
+    ]  # fmt: skip
+    assert verify(artifact.uri) == []
+    assert storage.read_bytes(artifact.file_uri("student/config.json")) == b"{}"

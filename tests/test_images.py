@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mint_ray.images import Frame, ImageError, decode_image, read_image, read_images
+from mint_ray.images import Frame, ImageError, decode_image, decode_whole, encode_image, read_image, read_images
 from mint_ray.loading import UserError
 
 FRAME = Frame(size=32)
@@ -143,3 +143,20 @@ def test_images_are_read_from_object_storage(s3_root: str) -> None:
     with pytest.raises(ImageError) as caught:
         read_image(f"{s3_root}/none.png", FRAME)
     assert caught.value.reason == "image_missing"
+
+
+def test_a_whole_image_keeps_its_size_and_survives_being_encoded() -> None:
+    pixels = decode_whole(picture(48, 64), "x.png", 10**6, 10**6)
+    assert pixels.shape == (64, 48, 3)
+    assert np.array_equal(decode_whole(encode_image(pixels), "x.png", 10**6, 10**6), pixels)
+
+
+def test_a_whole_image_is_bounded_as_any_other() -> None:
+    for content, bounds, reason in (
+        (picture(), (10, 10**6), "image_too_many_bytes"),
+        (bomb(9_000, 9_000), (10**6, 10**6), "image_too_many_pixels"),
+        (picture()[:200], (10**6, 10**6), "image_truncated"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            decode_whole(content, "x.png", *bounds)
+        assert caught.value.reason == reason

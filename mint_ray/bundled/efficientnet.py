@@ -55,6 +55,7 @@ def convert_efficientnet(checkpoint: Path, folder: Path) -> None:
         "size": {"height": 224, "width": 224},
         "image_mean": [127 / 255] * 3,
         "image_std": [128 / 255] * 3,
+        "include_top": False,  # else transformers' own image processor divides by the deviation a second time
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1))
 

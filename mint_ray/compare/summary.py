@@ -230,6 +230,11 @@ def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, 
             "Control `relabelled`: every label was taught under another's name. It must be no better than chance; if "
             "it is, something tells the student the answer."
         )
+    if "shuffled" in controls:
+        notes.append(
+            "Control `shuffled`: the student was shown the image of another record, when it learned and when it was "
+            "asked. It must be no better than chance; if it is, something other than the image tells it the answer."
+        )
     if leaks.found:
         notes.append(f"Leak check: {leaks.sentence}")
     return [*notes, *source_notes(config.prepare), *task.notes()]

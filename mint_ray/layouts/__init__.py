@@ -18,10 +18,21 @@ Batch = dict[str, Tensor]
 examples, one per pair; `counts_C` (C,) and `prompt_counts_B` (B,) count scored tokens; `nll_tokens`, `pairs` and
 `row_tokens` (scalars) are the normalisers and the number of tokens that the forward pass runs, padding left out;
 `reference_C` (C,) float32, where every example with pairs has them, are log-probabilities under the base student.
+`layouts.images` says what a batch with images has besides.
 """
 
 Head = Literal["chunked", "rows", "all"]
 """Where logits are made: on rows that a scored token needs, a few at a time; on all such rows; on every row."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Image:
+    """What the processor of a student makes of one image."""
+
+    inputs: dict[str, Tensor]
+    """Pixels, and what the model's forward takes beside them, under its names; the first axis counts images."""
+    token_id: int
+    """The token that stands in the prompt where the image is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +46,10 @@ class Example:
     """(chosen, rejected) as indices into `completions`."""
     reference_logps: list[float] | None = None
     """Log-probability of each completion under the base student, summed over its tokens."""
+    image_uri: str | None = None
+    """Where the record's image lies, for which the prompt has room."""
+    image: Image | None = dataclasses.field(default=None, repr=False)
+    """The same read: only an example that is about to be run has it."""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -50,6 +65,12 @@ class Example:
                 f"for {len(self.completions)} completions"
             )
 
+    @property
+    def scored_prompt(self) -> list[int]:
+        """Which tokens of the prompt a likelihood counts: all but the first, and those that stand for an image."""
+        image_token = self.image.token_id if self.image else None
+        return [index for index, token in enumerate(self.prompt_ids) if index and token != image_token]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Logps:
@@ -62,7 +83,7 @@ class Logps:
     """Every completion token, completion after completion."""
     counts_C: Tensor
     prompt_token_logps_N: Tensor
-    """Every prompt token but the first, prompt after prompt; empty unless asked for."""
+    """Every token of `Example.scored_prompt`, prompt after prompt; empty unless asked for."""
     prompt_counts_B: Tensor
 
     @property
@@ -122,7 +143,7 @@ def bookkeeping(examples: Sequence[Example], *, score_prompt: bool, row_tokens: 
             record.append(index)
         first += len(example.completions)
     counts_C = integers([len(completion) for example in examples for completion in example.completions])
-    prompt_counts_B = integers([len(example.prompt_ids) - 1 if score_prompt else 0 for example in examples])
+    prompt_counts_B = integers([len(example.scored_prompt) if score_prompt else 0 for example in examples])
     chosen_P, record_P = integers(chosen), integers(record)
     batch = {
         "chosen_P": chosen_P,

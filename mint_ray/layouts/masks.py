@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mint_ray.layouts import Batch
+from mint_ray.layouts.images import blocks, both_ways
 from mint_ray.loading import UserError
 
 if TYPE_CHECKING:
@@ -28,17 +29,21 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Whether, in a row and head of the batch, the query at one column may see the key at another."""
 
 
-def visibility(batch: Batch, window: int | None = None) -> Rule:
+def visibility(batch: Batch, window: int | None = None, images: Tensor | None = None) -> Rule:
     """Same record AND causal AND (key in the prefix OR same segment), and less than `window` positions away.
 
     Reads `records`, `segments` and `position_ids` (rows, W). Padding sees itself, so no query is left without a key,
-    which would be NaN.
+    which would be NaN. Tokens of one of the `images` (rows, W), which are numbered as by `layouts.images.blocks`, see
+    each other both ways.
     """
     records, segments, positions = batch["records"], batch["segments"], batch["position_ids"]
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         segment = segments[row, key]
-        seen = (query >= key) & (records[row, query] == records[row, key])
+        seen = query >= key
+        if images is not None:
+            seen = seen | ((images[row, query] == images[row, key]) & (images[row, key] >= 0))
+        seen = seen & (records[row, query] == records[row, key])
         seen = seen & ((segment == PREFIX) | (segment == segments[row, query]))
         if window is not None:
             seen = seen & (positions[row, query] - positions[row, key] < window)
@@ -55,14 +60,15 @@ def attention_mask(model: nn.Module, batch: Batch) -> Any:
     """
     config, attention = _text_config(model), attention_of(model)
     window = getattr(config, "sliding_window", None)
+    images = blocks(batch["is_image"]) if "is_image" in batch and both_ways(model) else None
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := kinds - {"full_attention", "sliding_attention"}:
         raise UserError(f"layer_types {', '.join(sorted(unknown))!r}: takes no mask of its own")
     if "sliding_attention" in kinds:
         windows = {"full_attention": None, "sliding_attention": window}
-        return {kind: _mask(attention, batch, windows[kind]) for kind in sorted(kinds)}
+        return {kind: _mask(attention, batch, windows[kind], images) for kind in sorted(kinds)}
     # models of one kind of layer, such as Mistral, slide in all of them or in none
-    return _mask(attention, batch, None if kinds else window)
+    return _mask(attention, batch, None if kinds else window, images)
 
 
 def dense(batch: Batch, rule: Rule, queries_Q: Tensor | None = None) -> Tensor:
@@ -107,7 +113,10 @@ def set_attention(model: nn.Module, attention: str | None) -> None:
         return
     AttentionInterface.register(SPLIT, split_attention)
     AttentionMaskInterface.register(SPLIT, sdpa_mask)
-    cast(Any, model).set_attn_implementation(attention)
+    config: Any = getattr(model, "module", model).config
+    # what sees images keeps its own
+    inside = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name) is _text_config(model)]
+    cast(Any, model).set_attn_implementation(dict.fromkeys(inside, attention) if inside else attention)
 
 
 def _text_config(model: nn.Module) -> Any:
@@ -115,12 +124,12 @@ def _text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def _mask(attention: str | None, batch: Batch, window: int | None) -> Tensor | BlockMask:
-    rule = visibility(batch, window)
+def _mask(attention: str | None, batch: Batch, window: int | None, images: Tensor | None) -> Tensor | BlockMask:
+    rule = visibility(batch, window, images)
     rows, width = batch["input_ids"].shape
     device = batch["input_ids"].device
     if attention == SPLIT:
-        is_causal = window is None or width - len(batch["masked_Q"]) <= window
+        is_causal = images is None and (window is None or width - len(batch["masked_Q"]) <= window)
         return dense(batch, rule, batch["masked_Q"] if is_causal else None)
     match attention:
         case "sdpa":

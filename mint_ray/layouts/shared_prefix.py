@@ -11,6 +11,7 @@ from torch import nn
 
 from mint_ray.layouts import Batch, Example, Head, Logps, bookkeeping, integers
 from mint_ray.layouts.head import run_scored, scored_cells
+from mint_ray.layouts.images import image_inputs, is_crossed, lay_images, positions
 from mint_ray.layouts.masks import PADDING, PREFIX, attention_mask
 
 
@@ -30,9 +31,12 @@ class SharedPrefixLayout:
         """Tokens, positions, segments and records (rows, W) and where to read each scored token's logit.
 
         `masked_Q` are the columns that need a mask: up to them a row holds only its first record's prefix.
+        `prefixes_B4` are record, row, first column and length of every prefix, row by row from left to right.
         """
         strips = [_strip(example) for example in examples]
-        places = _pack(strips, self.row_tokens) if self.row_tokens else _stack(strips)
+        # cross-attention looks at all images of its row, also from ahead of them
+        packs = self.row_tokens is not None and not any(map(is_crossed, examples))
+        places = _pack(strips, self.row_tokens or 0) if packs else _stack(strips)
         rows = 1 + max(place.row for place in places)
         width = max(place.rest + len(strip.rest_ids) for place, strip in zip(places, strips, strict=True))
         input_ids = torch.zeros((rows, width), dtype=torch.long)
@@ -64,13 +68,20 @@ class SharedPrefixLayout:
                 targets += completion
                 first += own
             if score_prompt:
-                prompt_cells += range(at + prefix.start, at + prefix.start + len(example.prompt_ids) - 1)
-                prompt_targets += example.prompt_ids[1:]
+                prompt_cells += [at + prefix.start + index - 1 for index in example.scored_prompt]
+                prompt_targets += [example.prompt_ids[index] for index in example.scored_prompt]
+        # a model fills the image tokens of a batch row by row, from left to right
+        in_rows = sorted(range(len(examples)), key=lambda record: (places[record].row, places[record].prefix))
+        prefixes = [
+            [record, places[record].row, places[record].prefix, len(strips[record].prefix_ids)] for record in in_rows
+        ]
         return {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "segments": segments,
             "records": records,
+            "prefixes_B4": integers(prefixes),
+            **lay_images(input_ids, [examples[record] for record in in_rows]),
             "masked_Q": torch.arange(min(place.rest for place in places if place.prefix == 0), width),
             **scored_cells(cells, targets, prompt_cells, prompt_targets),
             **bookkeeping(examples, score_prompt=score_prompt, row_tokens=sum(map(len, strips))),
@@ -81,8 +92,9 @@ class SharedPrefixLayout:
         inputs = {
             "input_ids": batch["input_ids"],
             "attention_mask": attention_mask(model, batch),
-            "position_ids": batch["position_ids"],
+            "position_ids": positions(model, batch),
             "use_cache": False,
+            **image_inputs(batch),
         }
         return run_scored(model, inputs, batch, self.head)
 

@@ -1,14 +1,14 @@
-"""Where records come from: phenopackets, made-up patients, tables, folders of images."""
+"""Where records come from: phenopackets, made-up patients, tables, folders of images, pictures of tissue."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import Protocol, assert_never, runtime_checkable
 
 from mint_ray.records import Record
-from mint_ray.sources.config import AnySource, Hpo, ImageFolder, Phenopackets, Table
+from mint_ray.sources.config import AnySource, Hpo, ImageFolder, PanNuke, Phenopackets, Table, Tiles
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,14 @@ class Source(Protocol):
 
     def labels(self) -> dict[str, list[str]]:
         """Names of every label met in the records, by label id; the first is the preferred one."""
+
+
+@runtime_checkable
+class Illustrator(Protocol):
+    """A source whose images lie in no files of their own, so that they are kept with the records."""
+
+    def draw(self, record: Record) -> bytes:
+        """The image of a record that this source has read, encoded. Raises ImageError if there is none to be had."""
 
 
 def find_group(pattern: str, text: str) -> str | None:
@@ -63,5 +71,13 @@ def build_source(config: AnySource) -> Source:
             from mint_ray.sources.image_folder import ImageFolderSource
 
             return ImageFolderSource(config)
+        case PanNuke():
+            from mint_ray.sources.pannuke import PanNukeSource
+
+            return PanNukeSource(config)
+        case Tiles():
+            from mint_ray.sources.tiles import TilesSource
+
+            return TilesSource(config)
         case _:
             assert_never(config)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mint_ray.loading import settings
-from mint_ray.records import Record
+from mint_ray.records import Record, Split
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 """What a column can be mapped to, beside single coded fields and the label's name."""
@@ -98,11 +98,12 @@ class Table(Terms):
     kind: Literal["table"] = "table"
     uri: str
     """A `.parquet`, `.jsonl`, `.jsonl.gz` or `.csv` file."""
-    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
     """Column of each field of a record, where their names differ: `{record_id: case, fields.age: age, label_name:
-    diagnosis}`; `phenotypes` is a list of HPO ids or one text with `;` between them, `!` or `-` ahead of an absent
-    one. `image_uri` is a path or URI; `image` a column of a Parquet file that holds the images themselves, as bytes or
-    as the struct {bytes, path} of `datasets`."""
+    diagnosis}`, or null for a field that is not to be read, such as a `split` of the table's; `phenotypes` is a list of
+    HPO ids or one text with `;` between them, `!` or `-` ahead of an absent one. `image_uri` is a path or URI; `image`
+    a column of a Parquet file that holds the images themselves, as bytes or as the struct {bytes, path} of
+    `datasets`."""
     images: str | None = None
     """Where the images lie whose paths `image_uri` has: a folder or prefix that each is below, or a URI with `{}` in
     its place, such as `images/{}.jpg`; null: beside the table, unless it is a whole URI. What lies there is known by
@@ -138,4 +139,65 @@ class ImageFolder(Terms):
         _check_pattern(self.group)
 
 
-AnySource = Annotated[Phenopackets | Hpo | Table | ImageFolder, Field(discriminator="kind")]
+@settings
+class PanNuke(Terms):
+    """The folds of PanNuke (arXiv 2003.10778): patches of 256 x 256 pixels of 19 tissues, with masks of the nuclei."""
+
+    kind: Literal["pannuke"] = "pannuke"
+    uri: str
+    """A folder of this machine in which, at any depth, `fold1/images.npy`, `fold1/types.npy` and `fold1/masks.npy` lie,
+    as the published archives have them; the arrays are mapped, never read whole."""
+    folds: dict[str, Split] = dataclasses.field(
+        default_factory=lambda: {"fold1": "train", "fold2": "validation", "fold3": "test"}
+    )
+    """Which split each fold is; a fold that is not named is left out."""
+    nuclei: bool = True
+    """Describe each patch's nuclei in coded fields, from the masks: number, size, shape, spacing, number of each kind;
+    without it no masks are looked for."""
+
+    def __post_init__(self) -> None:
+        if "train" not in self.folds.values():
+            raise ValueError(f"folds must name one to train on, got {self.folds}")
+
+
+@settings
+class Tiles(Terms):
+    """Pictures of tissue, cut: into tiles or into crops round single nuclei, with what their nuclei measure."""
+
+    kind: Literal["tiles"] = "tiles"
+    pictures: Annotated[Table | ImageFolder, Field(discriminator="kind")]
+    """The pictures: records with an image. Tiles have their label, group, split and fields."""
+    masks: str | None = None
+    """Where a picture's mask lies, `{}` for the picture's id, such as `masks/{}.png`: nuclei by number, or only where
+    they are; a PNG, TIFF or `.npy`."""
+    contours: str | None = None
+    """The same for contours as Aperio ImageScope saves them, such as `xml/{}.xml.gz`; where a picture has both, these
+    are taken, for a mask does not part nuclei that touch. With neither nothing is measured."""
+    cut: Literal["grid", "nuclei"] = "grid"
+    """`grid`: side by side from the upper left, what is left at the other edges is not used; `nuclei`: round the centre
+    of a nucleus."""
+    size: int = 250
+    """Height and width of a tile, in pixels."""
+    most: int | None = None
+    """Most tiles of one picture, drawn at random; null: all."""
+    seed: int = 0
+    """Seed of that."""
+    max_bytes: int = 64_000_000
+    """Largest file."""
+    max_pixels: int = 64_000_000
+    """Largest height times width of a picture."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.most is not None and self.most < 1:
+            raise ValueError(f"most must be positive or null, got {self.most}")
+        for name in ("masks", "contours"):
+            if (getattr(self, name) or "{}").count("{}") != 1:
+                raise ValueError(f"{name}: expected one {{}} for the picture's id, got {getattr(self, name)!r}")
+        if self.cut == "nuclei" and self.masks is None and self.contours is None:
+            raise ValueError("cut is nuclei, so masks or contours must say where they are")
+
+
+AnySource = Annotated[Phenopackets | Hpo | Table | ImageFolder | PanNuke | Tiles, Field(discriminator="kind")]

@@ -26,6 +26,8 @@ from mint_ray.sources.config import CODED, FIELDS, IMAGE, LABEL_NAME, Table
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 TERM_ID = re.compile(r"\w+:\w+")
 CONTENT = ("text", "phenotypes", "image_uri", "fields")
+NOWHERE = "\0"
+"""The column of a field that is not to be read: none is called so."""
 LOOKED_FOR = 8
 """Images whose files are looked for, the first ones: to look for all would take longer than to read the table."""
 MOST_BYTES = 256 << 20
@@ -50,7 +52,8 @@ class TableSource:
         if not storage.exists(config.uri):
             raise UserError(f"{config.uri}: no such file")
         names = (*FIELDS, LABEL_NAME)
-        self.columns = {name: name for name in names} | config.columns
+        given = {name: column or NOWHERE for name, column in config.columns.items()}
+        self.columns = {name: name for name in names} | given
         self._names: dict[str, Counter[str]] = {}
 
     def inputs(self) -> dict[str, str]:
@@ -175,7 +178,7 @@ class TableSource:
         values = {str(name): item for name, item in value.items()}
         for key, mapped in self.config.columns.items():
             if key.startswith(CODED):
-                values[key.removeprefix(CODED)] = row.get(mapped)
+                values[key.removeprefix(CODED)] = row.get(mapped or NOWHERE)
         return {name: str(item).strip() for name, item in values.items() if item is not None and str(item).strip()}
 
     def _citations(self, row: dict[str, Any]) -> list[str]:
@@ -206,7 +209,7 @@ def _is_split(value: str) -> TypeGuard[Split]:
 
 def _rows(uri: str, columns: dict[str, str], mapped: set[str]) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
     """Rows with where they stand; JSONL and CSV line by line, since Arrow refuses a whole file for one bad line."""
-    wanted = {columns[name] for name in mapped}
+    wanted = {columns[name] for name in mapped} - {NOWHERE}
     try:
         with storage.open_input(uri) as stream:
             if uri.endswith(".parquet"):

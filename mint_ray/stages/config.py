@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from mint_ray.loading import settings
@@ -159,6 +160,57 @@ class Score:
 
 
 @settings
+class JoinResources:
+    """What joining asks of the cluster; changes nothing beyond rounding."""
+
+    cpus: float = 2
+    """Processors, and arithmetic threads, of the one task that does it."""
+    gpus: float = 0
+    """GPUs of that task."""
+
+
+@settings
+class Published:
+    """Weights that someone has published, or that lie in a folder."""
+
+    model_id: str
+    """A bundled model, a folder of safetensors, or an id of the Hugging Face Hub."""
+    revision: str | None = None
+    """Commit of a model of the Hub, all 40 digits."""
+
+    def __post_init__(self) -> None:
+        if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {self.revision!r}")
+
+
+@settings
+class Join:
+    """Make a student that sees, of a vision encoder and a language model, where no finished one is at hand. Between
+    them stands a projector, which is trained on the names of what the training images show, all else being held."""
+
+    vision: Published = Published(model_id="bundled:efficientnet-lite0")
+    """The encoder: any that transformers' AutoModel reads and whose features are tokens or a map."""
+    language: Published = Published(model_id="bundled:smollm2-135m-instruct")
+    """The language model: any causal one with a chat template."""
+    question: str = "What does this image show?"
+    """What stands behind the image; the name of its label is the answer."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    num_train_epochs: float = 2.0
+    """Passes over the training images."""
+    train_batch_size: int = 16
+    """Images per step."""
+    seed: int = 0
+    """Of the projector's first weights and the order of the images."""
+    resources: JoinResources = JoinResources()
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "num_train_epochs", "train_batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+@settings
 class Gate:
     """Floors under which a teacher is not let near a student, on the validation split; none by default."""
 
@@ -176,9 +228,10 @@ class Pair:
 
     sampler: AnySampler = Hard()
     gate: Gate = Gate()
-    control: Literal["swapped", "relabelled"] | None = None
+    control: Literal["swapped", "relabelled", "shuffled"] | None = None
     """Spoil the pairs on purpose, to see what a method makes of nothing: `swapped` exchanges chosen and rejected for a
-    random half of the records, `relabelled` gives every label the name of another, always the same one."""
+    random half of the records, `relabelled` gives every label the name of another, always the same one, `shuffled`
+    shows the student the image of another record of the split, from its captions to its test."""
 
 
 @settings

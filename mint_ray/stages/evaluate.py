@@ -17,6 +17,7 @@ import torch
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
+from mint_ray.images import ImageError
 from mint_ray.loading import UserError, dump, from_data
 from mint_ray.metrics import measure
 from mint_ray.records import Label, Message, Prediction, Record, Split, TeacherScores, from_table
@@ -26,7 +27,7 @@ from mint_ray.stages.config import Evaluate, EvaluateResources, Train
 from mint_ray.stages.general import measure_general
 from mint_ray.stages.retrieval import Passages, choose_passages
 from mint_ray.stages.session import map_parts
-from mint_ray.students import Answers, StudentGenerator, student_revision
+from mint_ray.students import Answers, StudentGenerator, View, student_revision
 from mint_ray.students.config import Generation, Mode, Student
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
@@ -271,6 +272,7 @@ class StudentActor:
             answers=None if asked.mode == "free" else answers,
             batch_size=resources.batch_size,
         )
+        self.batch_size = resources.batch_size
 
     def work(self, part: RecordsRange) -> AnsweredPart:
         table = read_part(part.uri).slice(part.start, part.rows)
@@ -281,14 +283,45 @@ class StudentActor:
                 put_ahead(prompt, self.passages[record.record_id])
                 for record, prompt in zip(records, prompts, strict=True)
             ]
-        rows = self._rank(records, prompts) if self.asked.mode == "rank" else self._write(records, prompts)
+        rows = self._look(records, prompts) if self.task.shows_image else self._answer(records, prompts)
         file, rows = self.artifact.write_part_once(part.path, Prediction, rows)
         dropped = Counter(row.reason for row in rows if row.reason)
         return AnsweredPart(path=part.path, answers=len(rows), files=[file], dropped=dict(dropped))
 
-    def _write(self, records: Sequence[Record], prompts: Sequence[list[Message]]) -> list[Prediction]:
+    def _look(self, records: Sequence[Record], prompts: Sequence[list[Message]]) -> list[Prediction]:
+        """The answers to images, of which one batch is held at a time; one that cannot be looked at is not answered."""
+        rows: list[Prediction] = []
+        for start in range(0, len(records), self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            views: dict[str, View] = {}
+            unseen: dict[str, str] = {}
+            for record, prompt in zip(records[batch], prompts[batch], strict=True):
+                try:
+                    views[record.record_id] = self.generator.look(prompt, record.image_uri)
+                except ImageError as error:
+                    logger.warning("record %r is not answered: %s", record.record_id, error)
+                    unseen[record.record_id] = error.reason
+            seen = [pair for pair in zip(records[batch], prompts[batch], strict=True) if pair[0].record_id in views]
+            answered = self._answer([record for record, _ in seen], [prompt for _, prompt in seen], [*views.values()])
+            by_id = {row.record_id: row for row in answered} | {
+                record_id: Prediction(record_id=record_id, method=self.asked.method, labels=[], text="", reason=reason)
+                for record_id, reason in unseen.items()
+            }
+            rows += [by_id[record.record_id] for record in records[batch]]
+        return rows
+
+    def _answer(
+        self, records: Sequence[Record], prompts: Sequence[list[Message]], views: Sequence[View] | None = None
+    ) -> list[Prediction]:
+        ask = self._rank if self.asked.mode == "rank" else self._write
+        return ask(records, prompts, views)
+
+    def _write(
+        self, records: Sequence[Record], prompts: Sequence[list[Message]], views: Sequence[View] | None
+    ) -> list[Prediction]:
         constrained = self.asked.mode == "constrained"
-        texts = self.generator.choose(prompts) if constrained else self.generator.generate(prompts)
+        ask = self.generator.choose if constrained else self.generator.generate
+        texts = ask(prompts, views)
         rows = []
         for record, text in zip(records, texts, strict=True):
             read = self.task.parse(text)
@@ -305,9 +338,11 @@ class StudentActor:
             )
         return rows
 
-    def _rank(self, records: Sequence[Record], prompts: Sequence[list[Message]]) -> list[Prediction]:
+    def _rank(
+        self, records: Sequence[Record], prompts: Sequence[list[Message]], views: Sequence[View] | None
+    ) -> list[Prediction]:
         rows = []
-        for record, scores in zip(records, self.generator.rank(prompts), strict=True):
+        for record, scores in zip(records, self.generator.rank(prompts, views), strict=True):
             probabilities = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
             order = sorted(range(len(scores)), key=lambda index: -scores[index])
             rows.append(

@@ -9,16 +9,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mint_ray.artifacts import Artifact, open_artifact
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mint_ray.artifacts import Artifact, Draft, open_artifact
+from mint_ray.images import ImageError
 from mint_ray.loading import UserError, dump
 from mint_ray.records import SPLITS, Label, Record, Split
-from mint_ray.sources import BadRow, build_source
+from mint_ray.sources import BadRow, Illustrator, build_source
+from mint_ray.sources.config import IMAGE
 from mint_ray.stages.config import Prepare, Splits
 from mint_ray.tasks import build_task, make_labels
 from mint_ray.tasks.config import AnyTask, Labels
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
+
+IMAGES = "images"
+"""Table of the images that lie nowhere else."""
+IMAGES_PER_ROW_GROUP = 32
+"""What is held at a time, here and by whoever reads one of them."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,8 @@ class Prepared:
 
 
 def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
-    """Tables `records` and `labels`. Raises UserError for unusable input, naming the first bad row.
+    """Tables `records` and `labels`, and `images` where the source has its own. Raises UserError for unusable input,
+    naming the first bad row.
 
     `config.pair_texts` changes nothing here: runs with and without it share what this makes.
     """
@@ -42,15 +53,59 @@ def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
         return artifact
     with artifact.write() as draft:
         prepared = select_records(config, task)
-        draft.write_rows(Record, "records", prepared.records, rows_per_part=config.rows_per_part)
+        records = prepared.records
+        if isinstance(source, Illustrator):
+            records = _publish_images(artifact, draft, config, source, records)
+        draft.write_rows(Record, "records", records, rows_per_part=config.rows_per_part)
         draft.write_rows(Label, "labels", prepared.labels)
         draft.counts.update({f"records_{split}": 0 for split in SPLITS})
-        draft.counts.update(f"records_{record.split}" for record in prepared.records)
+        draft.counts.update(f"records_{record.split}" for record in records)
         draft.counts["labels"] = len(prepared.labels)
-        draft.counts["groups"] = len({record.group_id for record in prepared.records})
+        draft.counts["groups"] = len({record.group_id for record in records})
         draft.dropped.update(prepared.dropped)
     logger.info("prepare: %s", ", ".join(f"{name} {count:,}" for name, count in draft.counts.items()))
     return artifact
+
+
+def _publish_images(
+    artifact: Artifact, draft: Draft, config: Prepare, source: Illustrator, records: list[Record]
+) -> list[Record]:
+    """Write the images of the records as Parquet parts, a few at a time; returns the records with their cells' URIs.
+
+    A record whose image cannot be had is left out and counted. Raises UserError if too many are.
+    """
+    schema = pa.schema([("record_id", pa.string()), (IMAGE, pa.binary())])
+    kept: list[Record] = []
+    first_bad: str | None = None
+    (draft.folder / IMAGES).mkdir()
+    progress = Progress("prepare", len(records), "images")
+    for number, part in enumerate(_batches(records, config.rows_per_part)):
+        path = f"{IMAGES}/part-{number:05d}.parquet"
+        row = 0
+        with pq.ParquetWriter(draft.folder / path, schema) as writer:
+            for some in _batches(part, IMAGES_PER_ROW_GROUP):
+                held: list[dict[str, str | bytes]] = []
+                for record in some:
+                    progress.add()
+                    try:
+                        held.append({"record_id": record.record_id, IMAGE: source.draw(record)})
+                    except ImageError as error:
+                        draft.dropped[error.reason] += 1
+                        first_bad = first_bad or str(error)
+                        continue
+                    uri = f"{artifact.file_uri(path)}#column={IMAGE}&row={row}"
+                    kept.append(dataclasses.replace(record, image_uri=uri))
+                    row += 1
+                writer.write_table(pa.Table.from_pylist(held, schema))
+    bad = len(records) - len(kept)
+    if bad > config.max_bad_share * len(records):
+        share = f"{bad} of {len(records)} images are bad, more than max_bad_share {config.max_bad_share:g}"
+        raise UserError(f"{first_bad} ({share})")
+    return kept
+
+
+def _batches(records: list[Record], size: int) -> list[list[Record]]:
+    return [records[start : start + size] for start in range(0, len(records), size)]
 
 
 def select_records(config: Prepare, task: AnyTask) -> Prepared:

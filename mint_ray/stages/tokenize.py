@@ -16,7 +16,7 @@ from mint_ray.objectives import build_objective
 from mint_ray.records import PreferencePair, TokenizedRecord, from_table
 from mint_ray.stages.config import Train
 from mint_ray.stages.session import map_parts
-from mint_ray.students import load_tokenizer, student_revision
+from mint_ray.students import Sight, load_sight, load_tokenizer, student_revision
 from mint_ray.students.config import Student
 from mint_ray.telemetry import Progress
 from mint_ray.trainers.examples import to_row
@@ -89,6 +89,9 @@ def tokenize_pairs(root: str, config: Train, pairs: Artifact) -> Artifact:
             draft.dropped.update(part.dropped)
         if not draft.counts["records_train"]:
             longest, record_id = max((part.longest, part.longest_id) for part in made)
+            if not longest:
+                reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(draft.dropped.items())) or "none"
+                raise UserError(f"{pairs.uri}: no record to train on is left; dropped: {reasons}")
             raise UserError(
                 f"train.trainer.max_length: no record to train on has {trainer.max_length} tokens or fewer; the "
                 f"longest, {record_id!r}, has {longest:,}"
@@ -104,15 +107,15 @@ class TokenizingActor:
     def __init__(self, artifact: Artifact, config: Train) -> None:
         self.artifact = artifact
         self.trainer = config.trainer
-        self.tokenizer = _load_tokenizer(config.student, artifact.inputs["student"])
+        self.tokenizer, self.sight = _load_reader(config.student, artifact.inputs["student"])
         self.reference: Reference | None = None
         if _uses_reference(config):
             torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
-            self.reference = Reference(config.student, config.trainer, config.resources)
+            self.reference = Reference(config.student, config.trainer, config.resources, self.sight)
 
     def work(self, part: PairsPart) -> TokensPart:
         rows = from_table(PreferencePair, read_part(part.uri))
-        examples, tally = to_tokens(rows, self.tokenizer, self.trainer.max_length, self.trainer.overlong)
+        examples, tally = to_tokens(rows, self.tokenizer, self.trainer.max_length, self.trainer.overlong, self.sight)
         if self.reference is not None:
             examples = self.reference.judge(examples)
         name = part.path.removesuffix(".parquet")
@@ -172,9 +175,11 @@ def _check_parts(made: list[TokensPart], pairs: Artifact) -> None:
 
 
 @functools.cache
-def _load_tokenizer(student: Student, revision: str) -> Any:
-    """The tokenizer, which a process keeps from task to task; `revision` tells apart what lay at one place in turn."""
-    return load_tokenizer(student)
+def _load_reader(student: Student, revision: str) -> tuple[Any, Sight | None]:
+    """The tokenizer, and what sees with it, which a process keeps from task to task; `revision` tells apart what lay at
+    one place in turn."""
+    sight = load_sight(student)
+    return (sight.tokenizer if sight else load_tokenizer(student)), sight
 
 
 def _uses_reference(config: Train) -> bool:

@@ -24,7 +24,7 @@ from mint_ray.artifacts import RUNS, Artifact, open_artifact
 from mint_ray.loading import dump, from_data
 from mint_ray.stages.config import Train
 from mint_ray.stages.workers import run_workers
-from mint_ray.students import load_model, load_tokenizer, save_adapter, student_revision
+from mint_ray.students import load_model, load_sight, load_tokenizer, save_adapter, student_revision
 from mint_ray.telemetry import Progress
 from mint_ray.trainers import build_trainer
 from mint_ray.trainers.checkpoints import TRAINER_STATE
@@ -86,14 +86,17 @@ def train_worker(job: dict[str, Any]) -> None:
         resumed = _resume(place / "resumed", whole=rank == 0)
         if resumed is not None and (resumed / OUTCOME).exists():
             return  # an earlier attempt finished and died before its outcome was published
-        tokenizer = load_tokenizer(config.student)
+        sight = load_sight(config.student)
+        tokenizer = sight.tokenizer if sight else load_tokenizer(config.student)
         model = load_model(config.student, trainable=True)
-        train = StoredExamples.of(tokens, "train")
+        train = StoredExamples.of(tokens, "train", sight)
+        if sight:
+            sight.check(model, train[0])
         result = build_trainer(config.trainer).run(
             model=model,
             tokenizer=tokenizer,
             train=train,
-            validation=StoredExamples.of(tokens, "validation"),
+            validation=StoredExamples.of(tokens, "validation", sight),
             output_dir=place,
             resources=config.resources,
             run_name=job["run_name"],
@@ -103,7 +106,7 @@ def train_worker(job: dict[str, Any]) -> None:
         last = place / "last"
         with gathered(model, config.resources):
             if rank == 0:
-                save_adapter(model, tokenizer, last / ADAPTER)
+                save_adapter(model, sight.processor if sight else tokenizer, last / ADAPTER)
         if rank == 0:
             _copy_tensorboard(place, last)
             (last / OUTCOME).write_text(

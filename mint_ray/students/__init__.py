@@ -6,22 +6,36 @@ from typing import TYPE_CHECKING, Any
 
 from mint_ray.students.config import Generation, Mode, Student
 from mint_ray.students.vocabulary import Answers
-from mint_ray.students.weights import check_student, resolve_path, student_revision
+from mint_ray.students.weights import check_sight, check_student, resolve_path, sees_images, student_revision
 
 if TYPE_CHECKING:
-    from mint_ray.students.student import StudentGenerator, load_model, load_tokenizer, save_adapter
+    from mint_ray.students.sight import Sight, View
+    from mint_ray.students.student import (
+        StudentGenerator,
+        load_model,
+        load_processor,
+        load_sight,
+        load_tokenizer,
+        save_adapter,
+    )
 
 __all__ = [
     "Answers",
     "Generation",
     "Mode",
+    "Sight",
     "Student",
     "StudentGenerator",
+    "View",
+    "check_sight",
     "check_student",
     "load_model",
+    "load_processor",
+    "load_sight",
     "load_tokenizer",
     "resolve_path",
     "save_adapter",
+    "sees_images",
     "student_revision",
 ]
 

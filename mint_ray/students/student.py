@@ -8,19 +8,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
+from mint_ray.images import ImageError
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
+from mint_ray.layouts.images import image_inputs, inner_model, lay_images, token_kinds
 from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.loading import UserError
 from mint_ray.records import Message
+from mint_ray.students.architectures import model_class
 from mint_ray.students.config import Generation, Student
+from mint_ray.students.parts import lay_adapter, rest, train_parts
+from mint_ray.students.sight import Sight, View
 from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
-from mint_ray.students.weights import resolve_path
+from mint_ray.students.weights import resolve_path, sees_images
+
+PROBE = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
+"""An image that every worker has alike."""
 
 
 def load_tokenizer(config: Student) -> Any:
@@ -35,11 +44,23 @@ def load_tokenizer(config: Student) -> Any:
     return tokenizer
 
 
+def load_sight(config: Student) -> Sight | None:
+    """What a student that sees reads with; None for one that reads text alone."""
+    return Sight(config) if sees_images(config) else None
+
+
+def load_processor(config: Student) -> Any:
+    """What has to lie beside the student's weights: its tokenizer, or the processor around it."""
+    sight = load_sight(config)
+    return sight.processor if sight else load_tokenizer(config)
+
+
 def load_model(config: Student, *, adapter: Path | None = None, trainable: bool = False) -> Any:
     """The student on the CPU: ready to answer (adapter merged, eval mode) or, if `trainable`, to learn.
 
     `adapter` is a folder from `save_adapter`. A trainable student with `lora_rank` is wrapped by PEFT, so that only the
-    LoRA weights get gradients; they are drawn from torch's global generator, which the caller seeds.
+    LoRA weights get gradients; they are drawn from torch's global generator, which the caller seeds. Of a student that
+    sees, the parts that do not learn rest (`parts.rest`).
     Raises UserError if `adapter` does not hold what `lora_rank` asks for.
     """
     source, revision = resolve_path(config), config.revision
@@ -49,7 +70,8 @@ def load_model(config: Student, *, adapter: Path | None = None, trainable: bool 
             raise UserError(f"{adapter}: no {wanted}, yet lora_rank is {config.lora_rank}")
         if config.lora_rank is None:
             source, revision = str(adapter), None
-    model = AutoModelForCausalLM.from_pretrained(
+    sees = sees_images(config)
+    model = model_class(config).from_pretrained(
         source,
         revision=revision,
         trust_remote_code=False,
@@ -62,29 +84,26 @@ def load_model(config: Student, *, adapter: Path | None = None, trainable: bool 
         if not trainable:
             model = model.merge_and_unload()
     elif config.lora_rank is not None and trainable:
-        lora = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=config.target_modules,
-            # the name in the config, since a cache folder means nothing on another machine
-            base_model_name_or_path=config.model_id,
-            revision=config.revision,
-        )
-        model = get_peft_model(model, lora)
+        model = lay_adapter(model, config, sees=sees)
         model.peft_config["default"].base_model_name_or_path = config.model_id
-    return model.train() if trainable else model.eval()
+    elif sees and trainable:
+        train_parts(model, config)
+    if not trainable:
+        return model.eval()
+    model.train()
+    if sees:
+        rest(inner_model(model))
+    return model
 
 
-def save_adapter(model: Any, tokenizer: Any, path: Path) -> None:
-    """Write what was trained (LoRA weights, or every weight) as safetensors into `path`, and the tokenizer."""
+def save_adapter(model: Any, processor: Any, path: Path) -> None:
+    """Write what was trained (LoRA weights, or every weight) as safetensors into `path`, and what it reads with."""
     if isinstance(model, PeftModel):
         # no vocabulary is ever resized here, and finding that out would ask the hub
         model.save_pretrained(path, save_embedding_layers=False)
     else:
         model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    processor.save_pretrained(path)
 
 
 class StudentGenerator:
@@ -103,10 +122,13 @@ class StudentGenerator:
 
         `answers` are those that `choose` and `rank` go by. Raises UserError if a tokenizer cannot serve them.
         """
-        self.tokenizer = load_tokenizer(config)
+        self.sight = load_sight(config)
+        self.tokenizer = self.sight.tokenizer if self.sight else load_tokenizer(config)
         # the answers of a batch start in the same column
         self.tokenizer.padding_side = "left"
-        self.vocabulary = None if answers is None else Vocabulary(self.tokenizer, answers, config.model_id)
+        turns = [Message(role="user", content="?")]
+        turn = self.sight.render(turns, add_generation_prompt=True) if self.sight else None
+        self.vocabulary = None if answers is None else Vocabulary(self.tokenizer, answers, config.model_id, turn)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(config, adapter=adapter).to(self.device)
         self.batch_size = batch_size
@@ -122,23 +144,36 @@ class StudentGenerator:
             pad_token_id=self.tokenizer.pad_token_id,
         )
 
-    def generate(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    def look(self, prompt: Sequence[Message], image_uri: str | None) -> View:
+        """The image that goes with a prompt, for a student that sees; the three methods below then take one a prompt.
+
+        Raises ImageError with the reason if it cannot be looked at, or the prompt has other than one place for it.
+        """
+        if self.sight is None:
+            raise ValueError("this student reads text alone")
+        if image_uri is None:
+            raise ImageError("no_image", "the record has no image")
+        view = self.sight.look(image_uri)
+        self.sight.render(prompt, view)
+        return view
+
+    def generate(self, prompts: Sequence[Sequence[Message]], views: Sequence[View] | None = None) -> list[str]:
         """One completion per prompt, in order, up to the end token (left out) or `max_new_tokens`.
 
         Raises UserError if a prompt and its answer do not fit into the model's context.
         """
-        return self._batched([self._encode(prompt, self.max_new_tokens) for prompt in prompts], self._complete)
+        return self._batched(self._encode_all(prompts, views, self.max_new_tokens), views, self._complete)
 
-    def choose(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    def choose(self, prompts: Sequence[Sequence[Message]], views: Sequence[View] | None = None) -> list[str]:
         """One of the `answers` per prompt, in order: token by token the likeliest that one of them goes on with.
 
         Raises UserError if a prompt and the longest answer do not fit into the model's context.
         """
         vocabulary = self._vocabulary
-        prompt_ids = [[*self._encode(prompt, vocabulary.longest), *vocabulary.opening] for prompt in prompts]
-        return self._batched(prompt_ids, self._complete_as_allowed)
+        prompt_ids = [[*ids, *vocabulary.opening] for ids in self._encode_all(prompts, views, vocabulary.longest)]
+        return self._batched(prompt_ids, views, self._complete_as_allowed)
 
-    def rank(self, prompts: Sequence[Sequence[Message]]) -> list[list[float]]:
+    def rank(self, prompts: Sequence[Sequence[Message]], views: Sequence[View] | None = None) -> list[list[float]]:
         """For each prompt, how likely each label of the `answers` is as the first name, in the order of the labels.
 
         A log-probability: the sum over the tokens in which the names differ and the one behind, or its mean by token.
@@ -152,11 +187,12 @@ class StudentGenerator:
             completion_scores(
                 self.model,
                 self._layout,
-                [*self._encode(prompt, longest), *opening],
+                [*ids, *opening],
                 completions,
                 normalise=self.normalise,
+                image=view.image if view else None,
             )
-            for prompt in prompts
+            for ids, view in zip(self._encode_all(prompts, views, longest), _looks(prompts, views), strict=True)
         ]
 
     @property
@@ -168,14 +204,32 @@ class StudentGenerator:
     @functools.cached_property
     def _layout(self) -> Layout:
         # tried on what every worker has alike, not on the record that happens to come first
-        prompt_ids = self._encode([Message(role="user", content="Which of these is the most likely?")], 0)
-        completions = self._vocabulary.first_names[:4]
-        probe = Example(record_id="probe", prompt_ids=prompt_ids, completions=completions, pairs=[])
+        prompt = [Message(role="user", content="Which of these is the most likely?")]
+        view = self.sight.view(PROBE, "probe") if self.sight else None
+        probe = Example(
+            record_id="probe",
+            prompt_ids=self._encode(prompt, view, 0),
+            completions=self._vocabulary.first_names[:4],
+            pairs=[],
+            image=view.image if view else None,
+        )
+        if self.sight:
+            self.sight.check(self.model, probe)
         return choose_layout(self.model, [probe])
 
-    def _encode(self, prompt: Sequence[Message], new_tokens: int) -> list[int]:
-        messages = [dataclasses.asdict(message) for message in prompt]
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    def _encode_all(
+        self, prompts: Sequence[Sequence[Message]], views: Sequence[View] | None, new_tokens: int
+    ) -> list[list[int]]:
+        looks = _looks(prompts, views)
+        return [self._encode(prompt, view, new_tokens) for prompt, view in zip(prompts, looks, strict=True)]
+
+    def _encode(self, prompt: Sequence[Message], view: View | None, new_tokens: int) -> list[int]:
+        ids: list[int]
+        if self.sight:
+            ids = self.sight.encode(prompt, view)
+        else:
+            messages = [dataclasses.asdict(message) for message in prompt]
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(ids) + new_tokens > limit:
             raise UserError(
@@ -184,28 +238,44 @@ class StudentGenerator:
             )
         return ids
 
-    def _batched(self, prompt_ids: list[list[int]], complete: Callable[[list[list[int]]], list[str]]) -> list[str]:
+    def _batched(
+        self,
+        prompt_ids: list[list[int]],
+        views: Sequence[View] | None,
+        complete: Callable[[dict[str, Tensor]], list[str]],
+    ) -> list[str]:
         # neighbours of like length waste little on padding; longest first, so that too large a batch fails at once
         order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
         completions = [""] * len(prompt_ids)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            for index, text in zip(batch, complete([prompt_ids[index] for index in batch]), strict=True):
+            looks = [views[index] for index in batch] if views else None
+            inputs = self._pad([prompt_ids[index] for index in batch], looks)
+            for index, text in zip(batch, complete(inputs), strict=True):
                 completions[index] = text
         return completions
 
+    def _pad(self, prompt_ids: list[list[int]], views: Sequence[View] | None) -> dict[str, Tensor]:
+        inputs = dict(self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt"))
+        if views:
+            examples = [
+                Example(record_id="", prompt_ids=ids, completions=[], pairs=[], image=view.image)
+                for ids, view in zip(prompt_ids, views, strict=True)
+            ]
+            batch = lay_images(inputs["input_ids"], examples)
+            inputs |= image_inputs(batch) | token_kinds(self.model, batch)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
     @torch.inference_mode()
-    def _complete(self, prompt_ids: list[list[int]]) -> list[str]:
-        inputs = self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt").to(self.device)
+    def _complete(self, inputs: dict[str, Tensor]) -> list[str]:
         output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
         new_BT = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.tokenizer.decode(self._until_end(new_T), skip_special_tokens=True) for new_T in new_BT]
 
     @torch.inference_mode()
-    def _complete_as_allowed(self, prompt_ids: list[list[int]]) -> list[str]:
+    def _complete_as_allowed(self, inputs: dict[str, Tensor]) -> list[str]:
         vocabulary = self._vocabulary
-        inputs = self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt").to(self.device)
-        walks = [Walk(vocabulary) for _ in prompt_ids]
+        walks = [Walk(vocabulary) for _ in inputs["input_ids"]]
         opened = inputs["input_ids"].shape[1] - len(vocabulary.opening)
 
         def allowed(row: int, ids_T: Tensor) -> list[int]:
@@ -222,3 +292,7 @@ class StudentGenerator:
 
     def _until_end(self, ids: list[int]) -> list[int]:
         return next((ids[:end] for end, token in enumerate(ids) if token in self.eos_ids), ids)
+
+
+def _looks(prompts: Sequence[Sequence[Message]], views: Sequence[View] | None) -> Sequence[View | None]:
+    return [None] * len(prompts) if views is None else views

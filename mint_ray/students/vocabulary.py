@@ -44,14 +44,17 @@ class Vocabulary:
     beginning of the next as one; so no name is ever tokenised by itself.
     """
 
-    def __init__(self, tokenizer: Any, answers: Answers, model_id: str) -> None:
-        """Raises UserError for a tokenizer that cannot say which characters a token stands for."""
+    def __init__(self, tokenizer: Any, answers: Answers, model_id: str, turn: str | None = None) -> None:
+        """`turn` is a conversation up to where the student's turn opens; None asks the tokenizer's template for one.
+
+        Raises UserError for a tokenizer that cannot say which characters a token stands for.
+        """
         if not tokenizer.is_fast:
             raise UserError(f"model_id: {model_id}: its tokenizer does not say where tokens stand in the text")
         self.tokenizer, self.answers, self.model_id = tokenizer, answers, model_id
         self.end: int = tokenizer.eos_token_id
         turns = [{"role": "user", "content": "?"}]
-        self.turn: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        self.turn: str = turn or tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         self.turn_ids: list[int] = self._encode([""])[0][0]
         whole = self._encode([answers.write(answers.labels[:1])])[0][0]
         if whole[: len(self.turn_ids)] != self.turn_ids:

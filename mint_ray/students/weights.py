@@ -10,10 +10,12 @@ from pathlib import Path
 from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
 from mint_ray.loading import UserError
 from mint_ray.students.config import Student
+from mint_ray.students.stored import stored_folder, stored_revision
 
 HUB_TIMEOUT_S = 5.0
 """How long the model hub may take to answer."""
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -36,6 +38,28 @@ def check_student(config: Student) -> None:
         raise UserError(f"model_id: {config.model_id}: {complaint}")
 
 
+def check_sight(config: Student, *, shows_image: bool) -> None:
+    """Raise UserError unless a student, which is known to be had, sees images if and only if it is shown any."""
+    sees = sees_images(config)
+    if shows_image and not sees:
+        raise UserError(
+            f"train.student.model_id: {config.model_id} reads text alone, and the task shows images; set "
+            "task.shows_image to false, or take a student that sees"
+        )
+    if sees and not shows_image:
+        raise UserError(f"train.student.model_id: {config.model_id} is made to see images, and the task shows none")
+
+
+def sees_images(config: Student) -> bool:
+    """Whether a student, which is known to be had, takes images beside text: its `config.json` says so."""
+    path = Path(resolve_path(config)) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(config.model_id, "config.json", revision=config.revision))
+    return json.loads(path.read_text(encoding="utf-8")).get("vision_config") is not None
+
+
 def student_revision(config: Student) -> str:
     """What the student's weights are, for fingerprints, without network.
 
@@ -44,6 +68,8 @@ def student_revision(config: Student) -> str:
     """
     if config.model_id.startswith(PREFIX):
         return bundle_of(config.model_id).wheel_sha256
+    if "://" in config.model_id:
+        return stored_revision(config.model_id)
     folder = _local_folder(config)
     if folder is not None:
         if not folder.is_dir():
@@ -70,6 +96,8 @@ def resolve_path(config: Student) -> str:
 
 def _local_folder(config: Student) -> Path | None:
     """The folder that `model_id` names, there or not; None if it can only be a hub id."""
+    if "://" in config.model_id:
+        return stored_folder(config.model_id)
     path = Path(config.model_id).expanduser()
     looks_local = config.model_id.startswith((".", "/", "~")) or config.model_id.count("/") > 1
     return path if looks_local or path.is_dir() else None
@@ -90,6 +118,9 @@ def _complaint(folder: Path) -> str | None:
         return f"no model.safetensors{f' (only safetensors are read, found {pickled[0]})' if pickled else ''}"
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return f"no tokenizer (looked for {', '.join(TOKENIZER_FILES)})"
+    sees = "vision_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if sees and not any((folder / name).is_file() for name in PROCESSOR_FILES):
+        return f"no processor of images (looked for {', '.join(PROCESSOR_FILES)})"
     return None
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -15,6 +15,9 @@ from mint_ray.artifacts import Artifact, read_part
 from mint_ray.layouts import Example
 from mint_ray.loading import UserError
 from mint_ray.records import TokenizedRecord, from_dict, schema_of
+
+if TYPE_CHECKING:
+    from mint_ray.students.sight import Sight
 
 PARTS_PER_WINDOW = 16
 """Records are shuffled among so many parts; at up to 1,024 records of a thousand tokens a part these take 130 MB."""
@@ -55,31 +58,40 @@ class StoredExamples:
     and one part besides in memory. Pickled, it takes along where the parts lie but none of them.
     """
 
-    def __init__(self, uris: Sequence[str], rows: Sequence[int], parts_per_window: int = PARTS_PER_WINDOW) -> None:
-        """`rows` says how many records each part has."""
+    def __init__(
+        self,
+        uris: Sequence[str],
+        rows: Sequence[int],
+        parts_per_window: int = PARTS_PER_WINDOW,
+        sight: Sight | None = None,
+    ) -> None:
+        """`rows` says how many records each part has; `sight` reads a record's image when the record is asked for."""
         self._uris, self._rows, self._parts_per_window = list(uris), list(rows), parts_per_window
+        self._sight = sight
         self._ends = list(accumulate(rows))
         self._held: OrderedDict[int, pa.Table] = OrderedDict()
 
     @classmethod
-    def of(cls, artifact: Artifact, table: str) -> StoredExamples:
+    def of(cls, artifact: Artifact, table: str, sight: Sight | None = None) -> StoredExamples:
         """The records of one table, in the order of the manifest."""
         files = artifact.table_files(table)
-        return cls([artifact.file_uri(file.path) for file in files], [file.rows or 0 for file in files])
+        return cls([artifact.file_uri(file.path) for file in files], [file.rows or 0 for file in files], sight=sight)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredExamples, (self._uris, self._rows, self._parts_per_window)
+        return StoredExamples, (self._uris, self._rows, self._parts_per_window, self._sight)
 
     def __len__(self) -> int:
         return sum(self._rows)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises UserError if the record's part is missing, or has other columns or rows than it should."""
+        """Raises UserError if the record's part is missing, or has other columns or rows than it should, or if the
+        record's image is no longer what it was when the record was tokenised."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         part = bisect_right(self._ends, index)
         row = index - self._ends[part] + self._rows[part]
-        return to_example(from_dict(TokenizedRecord, self._part(part).slice(row, 1).to_pylist()[0]))
+        example = to_example(from_dict(TokenizedRecord, self._part(part).slice(row, 1).to_pylist()[0]))
+        return self._sight.show(example) if self._sight else example
 
     def order(self, rng: random.Random) -> list[int]:
         """Every index once: parts are shuffled, then the records among the parts of each window."""
@@ -121,6 +133,7 @@ def to_example(row: TokenizedRecord) -> Example:
         completions=row.completions,
         pairs=[(chosen, rejected) for chosen, rejected in row.pairs],
         reference_logps=row.reference_logps,
+        image_uri=row.image_uri,
     )
 
 
@@ -132,4 +145,5 @@ def to_row(example: Example) -> TokenizedRecord:
         completions=example.completions,
         pairs=[list(pair) for pair in example.pairs],
         reference_logps=example.reference_logps,
+        image_uri=example.image_uri,
     )

@@ -12,11 +12,11 @@ import math
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mint_ray.layouts.head import CHUNK_BYTES
 from mint_ray.students.config import Student
+from mint_ray.students.parts import lay_adapter, train_parts
 from mint_ray.trainers.config import Arguments, TrainResources
 
 FLOAT32, BFLOAT16 = 4, 2
@@ -90,8 +90,9 @@ def shape_of(model_config: Any, student: Student) -> Shape:
         model = family.from_config(model_config)
         parameters = model.num_parameters()
         if student.lora_rank is not None:
-            lora = LoraConfig(task_type="CAUSAL_LM", r=student.lora_rank, target_modules=student.target_modules)
-            model = get_peft_model(model, lora, low_cpu_mem_usage=True)
+            model = lay_adapter(model, student, sees=vision_config is not None, low_cpu_mem_usage=True)
+        elif vision_config is not None:
+            train_parts(model, student)
     trained = {name: weight.numel() for name, weight in model.named_parameters() if weight.requires_grad}
     text_config = model_config.get_text_config()
     shape = Shape(
@@ -263,9 +264,8 @@ def _image_activations(
     # LayerNorm's inputs, queries, keys, values and their result, GELU's input; and the inputs of what is trained
     per_token = 2 * vision.hidden_size + 4 * vision.query_size + vision.intermediate_size
     per_token += 2 * vision.hidden_size + vision.intermediate_size if shape.vision_is_trained else 0
-    # checkpointing makes transformers ask for gradients from the patches on, and spares this tower's layers
-    learns = shape.vision_is_trained or resources.gradient_checkpointing
-    tower = tokens * compute * per_token * (vision.layers if learns else 1)
+    # one that rests keeps nothing for a backward pass (`students.parts.rest`), and holds a layer at a time
+    tower = tokens * compute * per_token * (vision.layers if shape.vision_is_trained else 1)
     tower += rows * compute * shape.image_tokens**2
     # keys and values of the image, normalised and repeated, and the mask of text against image
     crossing = tokens * (compute * (2 * text.query_size + 3 * text.key_size) + FLOAT32 * text.key_size)

@@ -10,7 +10,7 @@ import torch
 
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
-from mint_ray.students import load_model
+from mint_ray.students import Sight, load_model
 from mint_ray.students.config import Student
 from mint_ray.trainers.config import Arguments, TrainResources
 
@@ -18,7 +18,11 @@ from mint_ray.trainers.config import Arguments, TrainResources
 class Reference:
     """The base student, on the GPU where there is one, computing as the trainer will."""
 
-    def __init__(self, student: Student, config: Arguments, resources: TrainResources) -> None:
+    def __init__(
+        self, student: Student, config: Arguments, resources: TrainResources, sight: Sight | None = None
+    ) -> None:
+        """`sight` reads the images of the examples, of a few at a time."""
+        self.sight = sight
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = load_model(student).to(self.device)
         self.bf16 = config.bf16
@@ -39,7 +43,11 @@ class Reference:
         return judged
 
     def _sums(self, examples: Sequence[Example]) -> list[float]:
+        if self.sight:
+            examples = [self.sight.show(example) for example in examples]
         if self.layout is None:
+            if self.sight:
+                self.sight.check(self.model, examples[0])
             self.layout = choose_layout(self.model, examples[:1], row_tokens=self.row_tokens)
         batch = self.layout.lay_out(examples, score_prompt=False)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):

@@ -314,8 +314,10 @@ class _Rows(Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if index == FILLER:
             first = self._examples[0]
+            # an image needs its place, and weights that look at it their share of every step
+            prompt_ids = first.prompt_ids if first.image else first.prompt_ids[:1]
             return Example(
-                record_id="", prompt_ids=first.prompt_ids[:1], completions=[first.completions[0][:1]], pairs=[]
+                record_id="", prompt_ids=prompt_ids, completions=[first.completions[0][:1]], pairs=[], image=first.image
             )
         example = self._examples[index]
         return self._shown(example) if self._shown else example

@@ -69,6 +69,8 @@ class TrlTrainer:
         """Validate, save and stop early as the config says, and leave the best weights in `model`; see `Trainer`."""
         if not len(train):
             raise UserError("no pairs to train on")
+        if train[0].image_uri is not None:
+            raise UserError("train.trainer.kind: trl has no path for images; take shared_prefix")
         config, method = self.config, self._method
         world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         together = resources.per_device_train_batch_size * world_size

@@ -180,3 +180,8 @@ def test_the_bundled_student_knows_the_capital_of_france() -> None:
     assert generator.generate([[Message(role="user", content="What is the capital of France?")]]) == [
         "The capital of France is Paris."
     ]
+
+
+def test_what_is_converted_otherwise_has_a_place_of_its_own() -> None:
+    assert cached_folder(SMOLLM2) == cached_folder(dataclasses.replace(SMOLLM2, edition=1))
+    assert cached_folder(SMOLLM2) != cached_folder(dataclasses.replace(SMOLLM2, edition=2))

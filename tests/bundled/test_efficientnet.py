@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 from mint_ray.bundled.efficientnet import convert_efficientnet
 
@@ -89,3 +90,8 @@ def test_a_converted_checkpoint_computes_what_the_network_does(tmp_path: Path) -
         "model.safetensors",
         "preprocessor_config.json",
     }
+    # (colour - 127) / 128, as the network was trained, and not divided a second time
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model", backend="pil")
+    flat = np.full((224, 224, 3), [255, 127, 0], dtype=np.uint8)
+    values = processor([flat], return_tensors="pt")["pixel_values"][0, :, 5, 5]
+    torch.testing.assert_close(values, torch.tensor([1.0, 0.0, -127 / 128]), atol=1e-5, rtol=1e-5)

@@ -47,6 +47,15 @@ def write_jsonl(path: Path, *rows: Any) -> Path:
     return path
 
 
+def test_a_column_that_is_null_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "cases.csv").write_text(",record_id,split,text\nnone,a,published test,seizures\n")
+    [row] = build_source(Table(uri=str(tmp_path / "cases.csv"), columns={"split": None, "fields.part": None})).read()
+    assert row == Record(record_id="a", group_id="a", text="seizures")
+    [bad] = build_source(Table(uri=str(tmp_path / "cases.csv"))).read()
+    assert isinstance(bad, BadRow)
+    assert bad.reason == "unknown_split"
+
+
 def test_every_format_gives_the_same_record(tmp_path: Path) -> None:
     listed = ROW | {"findings": ["HP:0001250", "-HP:0000365"]}
     write_jsonl(tmp_path / "x.jsonl", listed)

@@ -1,13 +1,37 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from mint_ray.artifacts import verify
+from mint_ray.images import Frame, read_image
 from mint_ray.loading import UserError
 from mint_ray.records import Record
-from mint_ray.stages.config import Splits
-from mint_ray.stages.prepare import assign_splits
+from mint_ray.sources.config import PanNuke
+from mint_ray.stages import prepare as module
+from mint_ray.stages.config import Prepare, Splits
+from mint_ray.stages.prepare import assign_splits, prepare_records
+from mint_ray.tasks.config import TissueType
+from tests.sources.pictures import save_fold
+
+TISSUES = ["Breast", "Colon", "Liver", "Breast", "Skin", "Colon", "Liver"]
+FRAME = Frame(size=64)
+
+
+@pytest.fixture
+def folds(tmp_path: Path) -> dict[str, np.ndarray]:
+    return {
+        fold: save_fold(tmp_path / "pannuke" / fold, TISSUES[number:], size=64)
+        for number, fold in enumerate(("fold1", "fold2", "fold3"))
+    }
+
+
+def settings(folder: Path, **changes: object) -> Prepare:
+    return Prepare(source=PanNuke(uri=str(folder / "pannuke")), **changes)
 
 
 def records(groups: int, per_group: int, labels: int) -> list[Record]:
@@ -50,3 +74,35 @@ def test_splits_that_came_with_the_records_are_kept_and_checked() -> None:
     crossed = [*rows, Record(record_id="c", group_id="g", label_id="L", split="test")]
     with pytest.raises(UserError, match="record 'c': split: group 'g' is in train and in test"):
         assign_splits(crossed, Splits())
+
+
+def test_images_that_lie_in_no_file_are_kept_with_the_records(
+    tmp_path: Path, folds: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "IMAGES_PER_ROW_GROUP", 2)
+    prepared = prepare_records(str(tmp_path / "out"), settings(tmp_path, rows_per_part=5), TissueType())
+    rows = prepared.rows(Record, "records")
+    assert len(rows) == 7 + 6 + 5
+    for row in rows:
+        fold, place = row.record_id.split("_")
+        assert np.array_equal(read_image(str(row.image_uri), FRAME), folds[fold][int(place)])
+    # parts as long as those of the records, of which a few images at a time are held
+    files = prepared.table_files("images")
+    assert [file.rows for file in files] == [file.rows for file in prepared.table_files("records")] == [5, 5, 5, 3]
+    assert pq.read_metadata(prepared.file_uri(files[0].path)).row_group(0).num_rows == 2
+    assert verify(prepared.uri) == []
+
+
+def test_a_record_whose_image_cannot_be_had_is_left_out_and_counted(
+    tmp_path: Path, folds: dict[str, np.ndarray]
+) -> None:
+    folds["fold2"][3] = np.nan
+    np.save(tmp_path / "pannuke" / "fold2" / "images" / "fold2" / "images.npy", folds["fold2"])
+    prepared = prepare_records(str(tmp_path / "out"), settings(tmp_path, max_bad_share=0.1), TissueType())
+    assert prepared.manifest.dropped["image_out_of_range"] == 1
+    assert prepared.manifest.counts["records_validation"] == 5
+    for row in prepared.rows(Record, "records"):
+        fold, place = row.record_id.split("_")
+        assert np.array_equal(read_image(str(row.image_uri), FRAME), folds[fold][int(place)])
+    with pytest.raises(UserError, match=r"images\.npy:3: .*1 of 18 images are bad, more than max_bad_share 0\.05"):
+        prepare_records(str(tmp_path / "out"), settings(tmp_path), TissueType())

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,13 +14,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from mint_ray.layouts.head import chunked_logps
-from mint_ray.students.config import Student
+from mint_ray.layouts.images import inner_model
+from mint_ray.students.config import Part, Student
+from mint_ray.students.parts import lay_adapter, rest
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.memory import Shape, Stack, estimate, shape_of
 from tests.llamas import LLAMAS, PARAMETERS
 from tests.tiny import tiny_model
-
-LANGUAGE = r".*language_model.*_proj"
 
 
 def make_student(**changes: Any) -> Student:
@@ -29,8 +28,9 @@ def make_student(**changes: Any) -> Student:
 
 
 def with_adapter(model: nn.Module, student: Student, **more: Any) -> nn.Module:
-    lora = LoraConfig(task_type="CAUSAL_LM", r=student.lora_rank, target_modules=student.target_modules)
-    return get_peft_model(model, lora, **more)
+    sees = hasattr(model.config, "vision_config")
+    adapted: nn.Module = lay_adapter(model, student, sees=sees, **more)
+    return adapted
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def one_thread() -> None:
 
 @pytest.mark.parametrize("name", LLAMAS)
 def test_weights_are_as_many_as_the_hub_counts(name: str) -> None:
-    shape = shape_of(LLAMAS[name], make_student(lora_rank=None))
+    shape = shape_of(LLAMAS[name], make_student(lora_rank=None, lora_parts=("language", "vision")))
     assert shape.parameters == PARAMETERS[name]
     assert shape.trained == PARAMETERS[name]
 
@@ -67,8 +67,8 @@ def test_an_adapter_on_all_linear_layers_has_rank_times_inputs_plus_outputs(name
 
 
 def test_a_tower_that_the_adapter_leaves_alone_is_not_trained() -> None:
-    both = shape_of(LLAMAS["11b_vision"], make_student())
-    text = shape_of(LLAMAS["11b_vision"], make_student(target_modules=LANGUAGE))
+    both = shape_of(LLAMAS["11b_vision"], make_student(lora_parts=("language", "vision")))
+    text = shape_of(LLAMAS["11b_vision"], make_student())
     assert (both.vision_is_trained, text.vision_is_trained) == (True, False)
     assert text.trained < both.trained
     # four tiles of 40 x 40 patches, each with a token for itself
@@ -268,6 +268,8 @@ def peak_of_a_step(
         # as DeepSpeed's engine does
         model.to(torch.bfloat16)
     model.train()
+    if hasattr(config, "vision_config"):
+        rest(inner_model(model))
     if resources.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peak = Peak()
@@ -299,12 +301,12 @@ def test_a_whole_step_of_a_real_shape_stays_within_the_estimate(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("target_modules", [LANGUAGE, "all-linear"])
+@pytest.mark.parametrize("lora_parts", [("language",), ("language", "vision")])
 def test_a_step_with_images_stays_within_the_estimate(
-    target_modules: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    lora_parts: tuple[Part, ...], checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records, width = 2, 512
-    config, student = LLAMAS["11b_vision"], make_student(target_modules=target_modules)
+    config, student = LLAMAS["11b_vision"], make_student(lora_parts=lora_parts)
     resources = TrainResources(zero_stage=1, per_device_train_batch_size=records, gradient_checkpointing=checkpointing)
     tiles = {
         "pixel_values": torch.zeros((records, 1, 4, 3, 560, 560), dtype=torch.bfloat16, device="meta"),

@@ -1,0 +1,156 @@
+"""The specs of students that see: on equal terms, and each run on made-up pictures and random models of its kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mint_ray.compare.plan import plan_methods
+from mint_ray.compare.run import run_comparison
+from mint_ray.config import ComparisonConfig, PipelineConfig
+from mint_ray.images import Frame, read_image
+from mint_ray.loading import load
+from mint_ray.pipeline import run_pipeline
+from mint_ray.records import Prediction, PreferencePair, Record
+from mint_ray.tasks.config import PANNUKE
+from tests.encoders import save_tiny_efficientnet
+from tests.seeing import save_tiny_seeing
+from tests.sources.pictures import aperio, colour_of, save_fold
+from tests.teachers.clips import save_tiny_clip
+from tests.tiny import save_tiny_student
+
+JOBS = Path(__file__).parents[2] / "jobs"
+TISSUES = [tissue.label_id for tissue in PANNUKE]
+ORGANS = ["lung", "breast", "kidney", "prostate"]
+ONE_PROCESSOR = [
+    "train.resources.cpus_per_worker=1",
+    "evaluate.resources.cpus_per_actor=1",
+    "evaluate.generation.max_new_tokens=8",
+    "train.trainer.max_steps=2",
+    "train.trainer.max_length=2048",
+]
+
+
+@pytest.mark.parametrize("name", ["tissue_type.small", "skin_lesion"])
+def test_a_comparison_is_on_equal_terms_and_has_a_control_that_sees_other_images(name: str) -> None:
+    methods = plan_methods(load(ComparisonConfig, JOBS / f"{name}.yaml"))
+    assert [(method.name, method.role, method.unequal) for method in methods] == [
+        ("orpo", "method", []), ("sft", "method", []), ("orpo, images shuffled", "control", []),
+    ]  # fmt: skip
+    assert methods[2].configs[0].pair.control == "shuffled"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_papers_second_application_runs_on_random_models_of_its_architectures(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    save_fold(tmp_path / "pannuke" / "fold1", TISSUES * 2, size=64, nuclei=[1, 2] * 19)
+    save_fold(tmp_path / "pannuke" / "fold2", TISSUES, size=64)
+    save_fold(tmp_path / "pannuke" / "fold3", TISSUES[:5], size=64)
+    config = load(
+        PipelineConfig,
+        JOBS / "tissue_type.yaml",
+        [
+            f"root={tmp_path / 'out'}",
+            f"prepare.source.uri={tmp_path / 'pannuke'}",
+            f"fit.teacher.model_id={save_tiny_clip(tmp_path / 'plip')}",
+            f"train.student.model_id={save_tiny_seeing(tmp_path / 'llama', 'mllama')}",
+            "train.student.revision=null",
+            "train.student.dtype=float32",
+            "train.trainer.bf16=false",
+            "train.trainer.train_batch_size=4",
+            *ONE_PROCESSOR,
+        ],
+    )
+    done = run_pipeline(config)
+    records = done["prepare"].rows(Record, "records")
+    assert done["prepare"].manifest.counts["labels"] == 19
+    assert [done["prepare"].manifest.counts[f"records_{split}"] for split in ("train", "validation", "test")] == [
+        38,
+        19,
+        5,
+    ]
+    assert {record.fields["nuclei"] for record in records if record.split == "train"} == {"1", "2"}
+    pairs = done["pair"].rows(PreferencePair, "train")
+    seen = {record.record_id: record for record in records}
+    assert len(pairs) == 38
+    for pair in pairs:
+        assert len(pair.chosen_labels) == len(pair.rejected_labels) == 5
+        colour = read_image(str(pair.image_uri), Frame(size=64)).mean((0, 1))
+        assert np.abs(colour - colour_of(str(seen[pair.record_id].label_id))).max() < 15
+    measured = done["evaluate"].manifest.metrics
+    assert measured["teacher"]["top_1_accuracy"]["value"] > 0.5  # one colour each, and a probe of them
+    methods = {row.method for row in done["evaluate"].rows(Prediction, "predictions")}
+    assert methods == {"teacher"} | {
+        f"{student}{mode}" for student in ("base student", "aligned student") for mode in ("", ", ranked")
+    }
+    assert done["train"].manifest.metrics["steps"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_small_comparison_runs_from_pictures_to_its_report(tmp_path: Path, ray_cluster: None) -> None:
+    config = load(
+        ComparisonConfig,
+        JOBS / "tissue_type.small.yaml",
+        [
+            f"root={tmp_path / 'out'}",
+            *save_pictures(tmp_path),
+            "task.labels.min_groups=1",
+            "prepare.source.size=50",
+            f"fit.teacher.image.model_id={save_tiny_efficientnet(tmp_path / 'encoder')}",
+            "fit.teacher.image.copies=1",
+            "fit.teacher.epochs=2",
+            "fit.resources.cpus_per_worker=1",
+            f"join.vision.model_id={tmp_path / 'encoder'}",
+            f"join.language.model_id={save_tiny_student(tmp_path / 'language')}",
+            "join.resources.cpus=1",
+            "methods={'orpo': {}, 'orpo, images shuffled': {'pair.control': 'shuffled'}}",
+            *ONE_PROCESSOR,
+        ],
+    )
+    compared = run_comparison(config)
+    assert compared.failed == {}
+    summary: dict[str, Any] = json.loads((Path(compared.report.uri) / "comparison.json").read_text())
+    roles = {method["name"]: method["role"] for method in summary["methods"]}
+    assert roles["orpo"] == "method"
+    assert roles["orpo, images shuffled"] == roles["orpo, images shuffled, ranked"] == "control"
+    assert roles["base student"] == "baseline"
+    assert any("`shuffled`" in note for note in summary["notes"])
+    # the control has records, captions and answers of its own, and the teacher's scores in common
+    stages = [path.name.split("-")[0] for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert {stage: stages.count(stage) for stage in ("score", "shuffle", "join", "train")} == {
+        "score": 1, "shuffle": 1, "join": 2, "train": 2,
+    }  # fmt: skip
+
+
+def save_pictures(folder: Path) -> list[str]:
+    """Four patients of each organ, whose tissue has a colour of its own, and nuclei; returns where the spec finds it."""
+    lines = ["image,organ_from_tcga_tss,split"]
+    for kind in ("images", "masks", "xml"):
+        (folder / kind).mkdir()
+    for organ in ORGANS:
+        for patient in range(4):
+            name = f"TCGA-{organ[:2].upper()}-{patient:04d}-01Z-00-DX1"
+            draw = np.random.default_rng(list(name.encode()))
+            pixels = np.clip(draw.normal(colour_of(organ), 25, (100, 100, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
+            corners = [(x, y) for x in (10, 30, 60, 80) for y in (10, 60)]
+            squares = [[(x, y), (x + 9, y), (x + 9, y + 9), (x, y + 9)] for x, y in corners]
+            (folder / "xml" / f"{name}.xml.gz").write_bytes(aperio(squares))
+            lines.append(f"{name},{organ},published")
+    (folder / "images.csv").write_text("\n".join(lines) + "\n")
+    (folder / "masks" / "none.png").write_bytes(b"")
+    source = "prepare.source"
+    return [
+        f"{source}.pictures.uri={folder / 'images.csv'}",
+        f"{source}.pictures.images={folder}/images/{{}}.png",
+        f"{source}.masks={folder}/masks/{{}}.png",
+        f"{source}.contours={folder}/xml/{{}}.xml.gz",
+    ]

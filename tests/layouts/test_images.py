@@ -1,0 +1,245 @@
+"""What stands behind a shared prompt with an image gets the log-probabilities and gradients that it gets alone.
+
+The concatenated layout is the reference: each completion in a row of its own behind its prompt and its image, in the
+model's own masks and positions. It is itself compared with the model called as its processor has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mint_ray.layouts import Batch, Example, Image, Layout
+from mint_ray.layouts.choice import choose_layout
+from mint_ray.layouts.concatenated import ConcatenatedLayout
+from mint_ray.layouts.images import IMAGE
+from mint_ray.layouts.masks import SPLIT, set_attention
+from mint_ray.layouts.shared_prefix import SharedPrefixLayout
+from mint_ray.loading import UserError
+from mint_ray.students.sight import OF_TEXT
+from tests.seeing import FAMILIES, noise, tiny_seeing
+
+SHAPES = [(40, 48), (64, 30), (32, 32)]
+"""Of three images, which Idefics3 and Qwen give different numbers of tokens, and Mllama of tiles."""
+
+LAYOUTS = {
+    "split attention": (SharedPrefixLayout(), SPLIT),
+    "one mask": (SharedPrefixLayout(), "sdpa"),
+    "eager attention": (SharedPrefixLayout(), "eager"),
+    "packed into rows of two": (SharedPrefixLayout(row_tokens=110), SPLIT),
+    "packed into one row": (SharedPrefixLayout(row_tokens=1000), "sdpa"),
+    "logits by rows": (SharedPrefixLayout(head="rows"), "sdpa"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@functools.cache
+def processed(family: str, seed: int, height: int, width: int) -> tuple[Image, str]:
+    """An image as the family takes it, and the text that stands for it."""
+    _, processor = FAMILIES[family]()
+    made = processor(
+        images=[noise(seed, height, width)], text=[processor.image_token], return_text_replacement_offsets=True
+    )
+    offsets = made.pop("text_replacement_offsets", None)
+    inputs = {
+        name: torch.as_tensor(value) for name, value in made.convert_to_tensors("pt").items() if name not in OF_TEXT
+    }
+    slot = offsets[0][0]["replacement"] if offsets else processor.image_token
+    return Image(inputs=inputs, token_id=processor.image_token_ids[0]), slot
+
+
+@functools.cache
+def records(family: str) -> list[Example]:
+    """Three records of different prompts and images, with several pairs and answers that recur."""
+    _, processor = FAMILIES[family]()
+    examples = []
+    completions = [
+        [[11, 12, 13, 14], [15, 16, 17, 18, 19, 20], [11, 12, 21]],
+        [[22, 23], [24, 25, 26]],
+        [[27, 28, 29, 30, 31], [32, 33], [34, 35, 36]],
+    ]
+    pairs = [[(0, 1), (0, 2), (2, 1)], [(0, 1)], [(0, 1), (0, 2)]]
+    for number, (height, width) in enumerate(SHAPES):
+        image, slot = processed(family, number, height, width)
+        text = "see " * number + "this" + slot + "which tissue" + " is it" * number
+        ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        examples.append(
+            Example(
+                record_id=f"r{number}", prompt_ids=[1, *ids], completions=completions[number], pairs=pairs[number],
+                image=image,
+            )
+        )  # fmt: skip
+    return examples
+
+
+@functools.cache
+def exact(family: str) -> Any:
+    """The model in float64, what sees included, but for the norms and positions that transformers computes in float32."""
+    return tiny_seeing(family)[0].double().eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    logps: torch.Tensor
+    prompt_logps: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+
+
+def measure(
+    model: Any, layout: Layout, examples: list[Example], tamper: Callable[[Batch], Batch] = lambda batch: batch
+) -> Measured:
+    """Token log-probabilities, and the gradient of a weighted sum of them, so that none can hide another's."""
+    batch = tamper(layout.lay_out(examples, score_prompt=True))
+    model.zero_grad(set_to_none=True)
+    logps = layout.run(model, batch)
+    tokens_N, prompts_N = logps.token_logps_N, logps.prompt_token_logps_N
+    weights_N = torch.linspace(1, 2, len(tokens_N), dtype=tokens_N.dtype)
+    ((tokens_N * weights_N).sum() + 0.1 * prompts_N.sum()).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return Measured(tokens_N.detach(), prompts_N.detach(), gradients)
+
+
+@functools.cache
+def reference(family: str) -> Measured:
+    model = exact(family)
+    set_attention(model, "sdpa")
+    return measure(model, ConcatenatedLayout(head="all"), records(family))
+
+
+def largest_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Of all weights, relative to the largest gradient."""
+    assert actual.keys() == expected.keys()
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    return max(float((actual[name] - expected[name]).abs().max()) for name in expected) / scale
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_rows_of_their_own(
+    family: str, layout: str
+) -> None:
+    model, expected = exact(family), reference(family)
+    chosen, attention = LAYOUTS[layout]
+    set_attention(model, attention)
+    actual = measure(model, chosen, records(family))
+    torch.testing.assert_close(actual.logps, expected.logps, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.prompt_logps, expected.prompt_logps, rtol=0, atol=1e-5)
+    assert largest_error(actual.gradients, expected.gradients) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_its_own_is_what_the_model_makes_of_its_processor(family: str) -> None:
+    model = exact(family)
+    set_attention(model, "sdpa")
+    _, processor = FAMILIES[family]()
+    example = records(family)[1]
+    text = "<|im_start|>see this" + processor.image_token + "which tissue is it" + "a liver"
+    inputs = processor(images=[noise(1, *SHAPES[1])], text=[text], return_tensors="pt", add_special_tokens=False)
+    ids = inputs["input_ids"][0].tolist()
+    with torch.no_grad():
+        logits_TV = model(**inputs).logits[0].log_softmax(-1)
+        example = dataclasses.replace(example, prompt_ids=ids[:-5], completions=[ids[-5:]], pairs=[(0, 0)])
+        logps = ConcatenatedLayout().run(model, ConcatenatedLayout().lay_out([example], score_prompt=False))
+    expected = torch.stack([logits_TV[-6 + index, token] for index, token in enumerate(ids[-5:])])
+    torch.testing.assert_close(logps.token_logps_N, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_image_or_none_to_speak_of_changes_log_probabilities_and_gradients(family: str) -> None:
+    model, expected = exact(family), reference(family)
+    set_attention(model, "sdpa")
+    example = records(family)[0]
+    other, _ = processed(family, 7, *SHAPES[0])
+    blank = {name: tensor * 0 + 0.01 if name == "pixel_values" else tensor for name, tensor in other.inputs.items()}
+    alone = measure(model, SharedPrefixLayout(), [example])
+    torch.testing.assert_close(alone.logps, expected.logps[: len(alone.logps)], rtol=0, atol=1e-6)
+    for image in (other, dataclasses.replace(other, inputs=blank)):
+        changed = measure(model, SharedPrefixLayout(), [dataclasses.replace(example, image=image)])
+        assert (changed.logps - alone.logps).abs().max() > 1e-3
+        assert largest_error(changed.gradients, alone.gradients) > 1e-3
+
+
+def images_in_the_order_of_records(batch: Batch) -> Batch:
+    """As given, whatever the rows have become."""
+    return batch | {
+        name: tensor.flip(0) if name.startswith(IMAGE) and "grid" not in name else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def no_position_restart(batch: Batch) -> Batch:
+    return batch | {"position_ids": torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])}
+
+
+def no_segment_mask(batch: Batch) -> Batch:
+    return batch | {"segments": batch["segments"].clamp(max=0)}
+
+
+def nothing_seen(batch: Batch) -> Batch:
+    """No token is known to stand for an image: plain positions, plain masks."""
+    return batch | {"is_image": torch.zeros_like(batch["is_image"])}
+
+
+def everything_crossed(batch: Batch) -> Batch:
+    """Tokens ahead of the image look at it too, and at tiles that it does not have."""
+    return batch | {f"{IMAGE}cross_attention_mask": torch.ones_like(batch[f"{IMAGE}cross_attention_mask"])}
+
+
+BROKEN: dict[str, tuple[Callable[[Batch], Batch], list[str]]] = {
+    "images in another order": (images_in_the_order_of_records, ["llava", "gemma3", "mllama"]),
+    "no position restart": (no_position_restart, list(FAMILIES)),
+    "no segment mask": (no_segment_mask, list(FAMILIES)),
+    "no image positions or masks": (nothing_seen, ["qwen2_vl", "qwen2_5_vl", "gemma3"]),
+    "everything looks at the image": (everything_crossed, ["mllama"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("broken", "family"), [(broken, family) for broken, (_, families) in BROKEN.items() for family in families]
+)
+def test_a_wrong_layout_is_told_from_the_reference(broken: str, family: str) -> None:
+    model, expected = exact(family), reference(family)
+    set_attention(model, "sdpa")
+    actual = measure(model, SharedPrefixLayout(row_tokens=1000), records(family), BROKEN[broken][0])
+    assert (actual.logps - expected.logps).abs().max() > 1e-3
+    assert largest_error(actual.gradients, expected.gradients) > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_served_by_the_shared_prefix(family: str) -> None:
+    model = tiny_seeing(family)[0].train()
+    chosen = choose_layout(model, records(family)[:1], row_tokens=1000)
+    assert (chosen.name, chosen.head) == ("shared_prefix", "chunked")
+    with torch.no_grad():
+        actual = chosen.run(model.eval(), chosen.lay_out(records(family), score_prompt=False))
+    torch.testing.assert_close(actual.token_logps_N.double(), reference(family).logps, rtol=0, atol=1e-4)
+
+
+def test_the_tokens_of_an_image_are_run_once_for_all_completions_and_count_in_no_likelihood() -> None:
+    [example, *_] = records("llava")
+    batch = SharedPrefixLayout().lay_out([example], score_prompt=True)
+    assert batch["is_image"].sum() == 16
+    assert batch[f"{IMAGE}pixel_values"].shape[0] == 1
+    assert ConcatenatedLayout().lay_out([example], score_prompt=True)[f"{IMAGE}pixel_values"].shape[0] == 3
+    assert batch["prompt_counts_B"].tolist() == [len(example.prompt_ids) - 1 - 16]
+
+
+def test_cross_attention_gives_every_record_a_row() -> None:
+    batch = SharedPrefixLayout(row_tokens=1000).lay_out(records("mllama"), score_prompt=False)
+    assert batch["input_ids"].shape[0] == 3
+    assert SharedPrefixLayout(row_tokens=1000).lay_out(records("llava"), score_prompt=False)["input_ids"].shape[0] == 1
+
+
+def test_a_record_without_an_image_among_others_is_named() -> None:
+    blind = dataclasses.replace(records("llava")[1], record_id="blind", image=None)
+    with pytest.raises(UserError, match="record 'blind': has no image"):
+        SharedPrefixLayout().lay_out([records("llava")[0], blind], score_prompt=False)

@@ -1,0 +1,68 @@
+"""Made-up pictures of tissue: folds as PanNuke publishes them, and pictures with outlined nuclei."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def colour_of(tissue: str) -> NDArray[np.float64]:
+    """Each tissue has one of its own."""
+    return np.random.default_rng(list(tissue.encode())).uniform(40, 215, 3)
+
+
+def save_fold(
+    folder: Path, tissues: Sequence[str], *, size: int = 256, nuclei: Sequence[int] | None = None
+) -> NDArray[np.float64]:
+    """`images/foldN/images.npy` and the other two arrays, as the archive of `foldN` (the folder's name) has them.
+
+    Patch i has `nuclei[i]` nuclei of 4 x 6 pixels, the first one neoplastic and the others inflammatory. Returns the
+    patches.
+    """
+    draw = np.random.default_rng(len(tissues))
+    images = np.stack([draw.normal(colour_of(tissue), 20, (size, size, 3)) for tissue in tissues])
+    images = np.clip(np.round(images), 0, 255)
+    masks = np.zeros((len(tissues), size, size, 6))
+    for i in range(len(tissues)):
+        for nucleus in range(nuclei[i] if nuclei else 2):
+            masks[i, 4:8, 10 * nucleus + 2 : 10 * nucleus + 8, min(nucleus, 1)] = 7 + nucleus
+    masks[..., 5] = ~masks[..., :5].any(axis=-1)
+    for kind, arrays in (("images", {"images": images, "types": np.array(tissues)}), ("masks", {"masks": masks})):
+        place = folder / kind / folder.name
+        place.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(place / f"{name}.npy", array)
+    return images
+
+
+def ellipses(height: int, width: int, centres: Sequence[tuple[float, float]], axes: tuple[float, float]) -> NDArray:
+    """Filled ellipses numbered from 1, `axes` their half axes down and right."""
+    row, column = np.mgrid[:height, :width]
+    drawn = np.zeros((height, width), dtype=np.uint16)
+    for number, (y, x) in enumerate(centres, start=1):
+        drawn[((row - y) / axes[0]) ** 2 + ((column - x) / axes[1]) ** 2 <= 1] = number
+    return drawn
+
+
+def png(array: NDArray, mode: str | None = None) -> bytes:
+    target = io.BytesIO()
+    image = Image.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(target, "PNG")
+    return target.getvalue()
+
+
+def aperio(outlines: Sequence[Sequence[tuple[float, float]]]) -> bytes:
+    """Contours as ImageScope saves them, packed."""
+    regions = "".join(
+        f'<Region Id="{number}"><Vertices>'
+        + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in outline)
+        + "</Vertices></Region>"
+        for number, outline in enumerate(outlines, start=1)
+    )
+    return gzip.compress(f"<Annotations><Annotation><Regions>{regions}</Regions></Annotation></Annotations>".encode())
