@@ -30,6 +30,7 @@ from mint_ray.stages.unpaired import check_texts, pair_texts
 from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
+from mint_ray.telemetry import running
 from mint_ray.trainers import build_trainer
 
 logger = logging.getLogger("mint_ray")
@@ -71,7 +72,8 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
         del stages[stage]
     for stage, run in stages.items():
         started = time.monotonic()
-        done[stage] = run(config, done)
+        with running(stage):
+            done[stage] = run(config, done)
         logger.info("%s: %s (%.1f s)", stage, done[stage].uri, time.monotonic() - started)
         if stage == "prepare":
             check_lengths(config.pair, done["prepare"].manifest.counts["labels"])

@@ -35,7 +35,7 @@ from mint_ray.stages.config import Gate, Pair
 from mint_ray.stages.session import map_blocks
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.telemetry import Progress
+from mint_ray.telemetry import Progress, measure, measure_failed
 
 logger = logging.getLogger("mint_ray")
 
@@ -249,6 +249,10 @@ class PairingActor:
                 for number, pairs in enumerate(parts)
             ]
             counts[f"pairs_{split}"] = sum(map(len, parts))
+        run = self.artifact.name
+        measure("pairs_written", sum(counts[f"pairs_{split}"] for split in DRAWN), run=run)
+        measure("bytes_written", sum(file.bytes for file in files), stage="pair", run=run)
+        measure_failed("pair", run, dropped)
         return PairsPart(rankings=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
 
     def _answers(self, near: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:

@@ -7,6 +7,7 @@ import functools
 import logging
 import math
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers import Teacher, Viewer, build_teacher
 from mint_ray.teachers.config import AnyTeacher
-from mint_ray.telemetry import Progress
+from mint_ray.telemetry import Progress, measure, measure_failed
 
 logger = logging.getLogger("mint_ray")
 
@@ -119,10 +120,15 @@ class TeacherActor:
         complaints: list[str] = []
         for start in range(0, len(asked), self.batch_size):
             here = slice(start, start + self.batch_size)
+            began = time.monotonic()
             rows += self._rank(asked[here], None if images is None else images[here], complaints)
+            measure("teacher_batch_seconds", time.monotonic() - began, run=self.artifact.name)
         if len(complaints) == len(asked) > 1:
             raise RuntimeError(f"{part.path}: the teacher failed on every one of {len(asked)} records: {complaints[0]}")
         file, rows = self.artifact.write_part_once(part.path, TeacherScores, rows)
+        failed = Counter(row.reason or "" for row in rows if row.status == "failed")
+        measure("records_scored", len(rows), run=self.artifact.name)
+        measure_failed("score", self.artifact.name, failed)
         ids = [record.record_id for record in records]
         return ScoredPart(
             table=part.table,
@@ -132,10 +138,7 @@ class TeacherActor:
             last_id=max(ids, default=None),
             files=[file],
             judged=_judge(rows, asked),
-            failed=dict(
-                Counter(row.reason or "" for row in rows if row.status == "failed")
-                + Counter(member for row in rows for member in row.silent)
-            ),
+            failed=dict(failed + Counter(member for row in rows for member in row.silent)),
             complaint=complaints[0] if complaints else None,
         )
 

@@ -18,6 +18,7 @@ import ray.data
 from mint_ray.artifacts import Artifact
 from mint_ray.loading import UserError
 from mint_ray.records import from_table, schema_of, to_table
+from mint_ray.telemetry import measure
 
 Made = TypeVar("Made")
 
@@ -183,6 +184,8 @@ class PartActor:
         made = self.make().work(part) if before is None else self.make().work(part, before)
         # after its files: a record says that they are there
         self.artifact.finish_part(part.path, made)
+        written = sum(file.bytes for file in made.files)
+        measure("bytes_written", written, stage=self.artifact.stage, run=self.artifact.name)
         return made
 
 

@@ -18,7 +18,7 @@ from mint_ray.stages.config import Train
 from mint_ray.stages.session import map_parts
 from mint_ray.students import Sight, load_sight, load_tokenizer, student_revision
 from mint_ray.students.config import Student
-from mint_ray.telemetry import Progress
+from mint_ray.telemetry import Progress, measure_failed
 from mint_ray.trainers.examples import to_row
 from mint_ray.trainers.reference import Reference
 from mint_ray.trainers.tokenization import tokenize_pairs as to_tokens
@@ -128,6 +128,7 @@ class TokenizingActor:
             )
             for number, start in enumerate(range(0, max(1, len(examples)), ROWS_PER_PART))
         ]
+        measure_failed("tokenize", self.artifact.name, tally.dropped)
         counts = {
             "records": len({example.record_id for example in examples}),
             "pairs": sum(len(example.pairs) for example in examples),

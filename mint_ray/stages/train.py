@@ -23,6 +23,7 @@ from mint_ray import storage
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
 from mint_ray.loading import dump, from_data
 from mint_ray.stages.config import Train
+from mint_ray.stages.meter import Meter
 from mint_ray.stages.workers import run_workers
 from mint_ray.students import load_model, load_sight, load_tokenizer, save_adapter, student_revision
 from mint_ray.telemetry import Progress
@@ -100,7 +101,7 @@ def train_worker(job: dict[str, Any]) -> None:
             output_dir=place,
             resources=config.resources,
             run_name=job["run_name"],
-            callbacks=[Reporter(job["queue"] if rank == 0 else None)],
+            callbacks=[Reporter(job["queue"] if rank == 0 else None), *([Meter(job["run_name"])] if rank == 0 else [])],
             resume_from_checkpoint=resumed,
         )
         last = place / "last"

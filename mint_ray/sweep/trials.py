@@ -12,12 +12,14 @@ import os
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
+from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -32,7 +34,8 @@ from mint_ray.search import Asha, Sweep
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.stages.session import connect
 from mint_ray.stages.train import GROUP
-from mint_ray.sweep.study import RUN, Ledger
+from mint_ray.sweep.study import RUN, SECONDS, Ledger
+from mint_ray.telemetry import measure
 
 logger = logging.getLogger("mint_ray")
 
@@ -127,6 +130,7 @@ class StudySearcher(Searcher):
         if isinstance(drawn, str):
             return str(Searcher.FINISHED)
         sweep = self.ledger.sweep
+        _tell_states(self.ledger)
         changed = ", ".join(f"{path} {json.dumps(value)}" for path, value in drawn.changes.items())
         logger.info("sweep: trial %d (%d in all): %s", drawn.number, self.ledger.total, changed)
         self.numbers[trial_id] = drawn.number
@@ -142,6 +146,10 @@ class StudySearcher(Searcher):
         if error:
             self.ledger.failed(number)
         self.ledger.closed(number)
+        seconds = self.ledger.study.get_trials(deepcopy=False)[number].user_attrs.get(SECONDS, 0.0)
+        gpus = self.config.train.resources.gpus_per_worker
+        measure("trial_gpu_seconds", seconds * gpus, run=self.ledger.study.study_name)
+        _tell_states(self.ledger)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is in its own store."""
@@ -250,6 +258,12 @@ def _measure(config: dict[str, Any], metric: str) -> float:
 def _remove_group(group: str) -> None:
     # a group that is gone already is no error
     remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def _tell_states(ledger: Ledger) -> None:
+    states = Counter(trial.state.name for trial in ledger.study.get_trials(deepcopy=False))
+    for state in TrialState:
+        measure("sweep_trials", states[state.name], run=ledger.study.study_name, state=state.name.lower())
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it works: its log file and its progress lines."""
+"""A run's log file and its progress lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from mint_ray.loading import UserError
+from mint_ray.telemetry.measures import measure
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -48,6 +49,9 @@ class Progress:
 
     def reach(self, done: int, note: str = "") -> None:
         """Say that `done` of the whole are done; the last is always told."""
+        measure("rows_done", done - self.done, stage=self.stage)
+        if self.total:
+            measure("stage_share", done / self.total, stage=self.stage)
         self.done = done
         now = time.monotonic()
         if done != self.total and now - self.spoken < SECONDS_BETWEEN_LINES:

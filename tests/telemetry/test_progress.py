@@ -13,7 +13,7 @@ def test_progress_tells_rate_and_remaining_time_in_the_log_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([0.0, 1.0, 10.0, 20.0])
-    monkeypatch.setattr("mint_ray.telemetry.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("mint_ray.telemetry.progress.time.monotonic", lambda: next(now))
     log_to(tmp_path / "run" / "x.log", quiet=True)
     try:
         progress = Progress("score", 200, "records")
