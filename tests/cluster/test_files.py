@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from mint_ray.config import PipelineConfig
 from mint_ray.loading import dump, fingerprint, load
+from tests.heads import KEEPALIVE
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
@@ -30,13 +31,6 @@ MANIFESTS = [
 ]
 SKY = ROOT / "cluster" / "sky.yaml"
 INFRA = sorted((ROOT / "jobs" / "infra").glob("*.yaml"))
-KEEPALIVE = {
-    "RAY_grpc_client_keepalive_time_ms": "5000",
-    "RAY_grpc_client_keepalive_timeout_ms": "5000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
-}
 
 
 def name(path: Path) -> str:
