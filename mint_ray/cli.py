@@ -392,7 +392,8 @@ def _load(spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root
 
 
 def _estimate_memory(config: PipelineConfig) -> str:
-    from mint_ray.students.architectures import load_config
+    from mint_ray.bundled.architectures import load_config
+    from mint_ray.students import student_place
     from mint_ray.trainers.memory import estimate, shape_of
 
     student, trainer, resources = config.train.student, config.train.trainer, config.train.resources
@@ -400,7 +401,8 @@ def _estimate_memory(config: PipelineConfig) -> str:
     record_tokens = (
         trainer.max_length + config.pair.sampler.pairs_per_record * config.evaluate.generation.max_new_tokens
     )
-    memory = estimate(shape_of(load_config(student), student), student, trainer, resources, record_tokens=record_tokens)
+    shape = shape_of(load_config(student_place(student)), student)
+    memory = estimate(shape, student, trainer, resources, record_tokens=record_tokens)
     parts = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
     listed = ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f}" for part in parts)
     place = "GPU" if resources.gpus_per_worker else "memory"

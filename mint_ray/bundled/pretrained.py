@@ -1,12 +1,13 @@
-"""Find the published weights that a teacher or a retriever stands on, and say what they are."""
+"""Find published weights, and say what they are."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
-from mint_ray import storage
 from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
 from mint_ray.loading import UserError
 
@@ -14,6 +15,16 @@ READ = (".json", ".safetensors", ".model", ".jinja", ".txt")
 """Ends of the names of the files that make a model in a folder what it is."""
 
 Use = Literal["vision", "text"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where published weights are had from, and what the user calls them."""
+
+    model_id: str
+    path: str
+    """A folder, or an id of the Hub."""
+    revision: str | None = None
 
 
 def identity_of(model_id: str, revision: str | None, use: Use | None = None) -> str:
@@ -30,7 +41,7 @@ def identity_of(model_id: str, revision: str | None, use: Use | None = None) -> 
         files = sorted(path for path in folder.iterdir() if path.suffix in READ)
         if not any(path.suffix == ".safetensors" for path in files):
             raise UserError(f"model_id: {model_id}: holds no .safetensors, and nothing else is read")
-        lines = [f"{path.name} {storage.sha256(str(path))}\n" for path in files]
+        lines = [f"{path.name} {_sha256(path)}\n" for path in files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
     if revision is None:
         raise UserError(f"model_id: no folder {model_id!r}; a model of the Hub needs its commit as revision")
@@ -43,3 +54,18 @@ def place_of(model_id: str, use: Use) -> str:
         return str(bundled_folder(bundle_of(model_id, use)))
     folder = Path(model_id).expanduser()
     return str(folder) if folder.is_dir() else model_id
+
+
+def sees_images(place: Place) -> bool:
+    """Whether a model, which is known to be had, takes images beside text: its `config.json` says so."""
+    path = Path(place.path) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(place.path, "config.json", revision=place.revision))
+    return json.loads(path.read_text(encoding="utf-8")).get("vision_config") is not None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

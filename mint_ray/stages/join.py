@@ -12,16 +12,16 @@ from pathlib import Path
 import torch
 
 from mint_ray.artifacts import Artifact, File, open_artifact
-from mint_ray.bundled.pretrained import identity_of, place_of
+from mint_ray.bundled.pretrained import Place, identity_of, place_of
 from mint_ray.images import ImageError, Pixels, read_image
 from mint_ray.loading import UserError, dump
 from mint_ray.records import Label, Record, Split
+from mint_ray.sight import FRAME
 from mint_ray.stages.config import Join, Published
 from mint_ray.stages.session import map_parts
 from mint_ray.students import check_student, resolve_path, student_revision
 from mint_ray.students.config import Student
-from mint_ray.students.joined import Caption, Captions, Place, join_models, save_joined, train_projector
-from mint_ray.students.sight import FRAME
+from mint_ray.students.joined import Caption, Captions, join_models, save_joined, train_projector
 
 logger = logging.getLogger("mint_ray")
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from mint_ray.students.config import Generation, Mode, Student
 from mint_ray.students.vocabulary import Answers
-from mint_ray.students.weights import check_sight, check_student, resolve_path, sees_images, student_revision
+from mint_ray.students.weights import check_sight, check_student, resolve_path, student_place, student_revision
 
 if TYPE_CHECKING:
-    from mint_ray.students.sight import Sight, View
     from mint_ray.students.student import (
         StudentGenerator,
         load_model,
@@ -23,10 +22,8 @@ __all__ = [
     "Answers",
     "Generation",
     "Mode",
-    "Sight",
     "Student",
     "StudentGenerator",
-    "View",
     "check_sight",
     "check_student",
     "load_model",
@@ -35,7 +32,7 @@ __all__ = [
     "load_tokenizer",
     "resolve_path",
     "save_adapter",
-    "sees_images",
+    "student_place",
     "student_revision",
 ]
 

@@ -27,9 +27,10 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
+from mint_ray.bundled.pretrained import Place
+from mint_ray.bundled.towers import MapTower, MapTowerConfig
 from mint_ray.images import Pixels
 from mint_ray.loading import UserError
-from mint_ray.students.towers import MapTower, MapTowerConfig
 
 IMAGE = "<image>"
 FLATTEN = """
@@ -54,16 +55,6 @@ FLATTEN = """
 """Ahead of a chat template that knows text alone: turns made of parts become text with the image's token in it."""
 WARMUP = 0.03
 """Share of the steps over which the learning rate rises, as LLaVA has it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where published weights are had from, and what the user calls them."""
-
-    model_id: str
-    path: str
-    """A folder, or an id of the Hub."""
-    revision: str | None = None
 
 
 def join_models(vision: Place, language: Place, seed: int) -> tuple[Any, Any]:

@@ -14,6 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
+from mint_ray.bundled.architectures import model_class
+from mint_ray.bundled.pretrained import sees_images
 from mint_ray.images import ImageError
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
@@ -21,12 +23,11 @@ from mint_ray.layouts.images import image_inputs, inner_model, lay_images, token
 from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.loading import UserError
 from mint_ray.records import Message
-from mint_ray.students.architectures import model_class
+from mint_ray.sight import Sight, View
 from mint_ray.students.config import Generation, Student
 from mint_ray.students.parts import lay_adapter, rest, train_parts
-from mint_ray.students.sight import Sight, View
 from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
-from mint_ray.students.weights import resolve_path, sees_images
+from mint_ray.students.weights import resolve_path, student_place
 
 PROBE = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
 """An image that every worker has alike."""
@@ -46,7 +47,8 @@ def load_tokenizer(config: Student) -> Any:
 
 def load_sight(config: Student) -> Sight | None:
     """What a student that sees reads with; None for one that reads text alone."""
-    return Sight(config) if sees_images(config) else None
+    place = student_place(config)
+    return Sight(place) if sees_images(place) else None
 
 
 def load_processor(config: Student) -> Any:
@@ -63,15 +65,16 @@ def load_model(config: Student, *, adapter: Path | None = None, trainable: bool 
     sees, the parts that do not learn rest (`parts.rest`).
     Raises UserError if `adapter` does not hold what `lora_rank` asks for.
     """
-    source, revision = resolve_path(config), config.revision
+    place = student_place(config)
+    source, revision = place.path, config.revision
     if adapter is not None:
         wanted = "config.json" if config.lora_rank is None else "adapter_config.json"
         if not (adapter / wanted).is_file():
             raise UserError(f"{adapter}: no {wanted}, yet lora_rank is {config.lora_rank}")
         if config.lora_rank is None:
             source, revision = str(adapter), None
-    sees = sees_images(config)
-    model = model_class(config).from_pretrained(
+    sees = sees_images(place)
+    model = model_class(place).from_pretrained(
         source,
         revision=revision,
         trust_remote_code=False,

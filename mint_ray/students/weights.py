@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
+from mint_ray.bundled.pretrained import Place, sees_images
 from mint_ray.loading import UserError
 from mint_ray.students.config import Student
 from mint_ray.students.stored import stored_folder, stored_revision
@@ -40,7 +41,7 @@ def check_student(config: Student) -> None:
 
 def check_sight(config: Student, *, shows_image: bool) -> None:
     """Raise UserError unless a student, which is known to be had, sees images if and only if it is shown any."""
-    sees = sees_images(config)
+    sees = sees_images(student_place(config))
     if shows_image and not sees:
         raise UserError(
             f"train.student.model_id: {config.model_id} reads text alone, and the task shows images; set "
@@ -50,14 +51,9 @@ def check_sight(config: Student, *, shows_image: bool) -> None:
         raise UserError(f"train.student.model_id: {config.model_id} is made to see images, and the task shows none")
 
 
-def sees_images(config: Student) -> bool:
-    """Whether a student, which is known to be had, takes images beside text: its `config.json` says so."""
-    path = Path(resolve_path(config)) / "config.json"
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(config.model_id, "config.json", revision=config.revision))
-    return json.loads(path.read_text(encoding="utf-8")).get("vision_config") is not None
+def student_place(config: Student) -> Place:
+    """Where the student's weights are had from. Fetches a bundled one."""
+    return Place(model_id=config.model_id, path=resolve_path(config), revision=config.revision)
 
 
 def student_revision(config: Student) -> str:

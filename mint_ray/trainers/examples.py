@@ -17,7 +17,7 @@ from mint_ray.loading import UserError
 from mint_ray.records import TokenizedRecord, from_dict, schema_of
 
 if TYPE_CHECKING:
-    from mint_ray.students.sight import Sight
+    from mint_ray.sight import Sight
 
 PARTS_PER_WINDOW = 16
 """Records are shuffled among so many parts; at up to 1,024 records of a thousand tokens a part these take 130 MB."""

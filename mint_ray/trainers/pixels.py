@@ -18,8 +18,8 @@ from mint_ray.loading import UserError
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import Orpo
 from mint_ray.records import PreferencePair
-from mint_ray.students import Student, load_model
-from mint_ray.students.sight import FRAME, Sight
+from mint_ray.sight import FRAME, Sight
+from mint_ray.students import Student, load_model, student_place
 from mint_ray.trainers.tokenization import tokenize_pairs
 
 UNCHANGED = 1e-6
@@ -49,7 +49,7 @@ def find_changes(student: Student, pairs: Iterable[PreferencePair], max_length: 
     is ORPO's. Raises UserError if no two pairs have images that can be looked at.
     """
     torch.manual_seed(0)
-    sight = Sight(student)
+    sight = Sight(student_place(student))
     found = list(islice(((pair, pixels) for pair in pairs if (pixels := _pixels(pair)) is not None), 2))
     if len(found) < 2:
         raise UserError("no two records have images that can be looked at")

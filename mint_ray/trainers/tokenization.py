@@ -17,7 +17,7 @@ from mint_ray.images import ImageError
 from mint_ray.layouts import Example
 from mint_ray.loading import UserError
 from mint_ray.records import Message, PreferencePair
-from mint_ray.students.sight import Sight, View
+from mint_ray.sight import Sight, View
 
 logger = logging.getLogger(__name__)
 

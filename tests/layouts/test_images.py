@@ -21,7 +21,7 @@ from mint_ray.layouts.images import IMAGE
 from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
-from mint_ray.students.sight import OF_TEXT
+from mint_ray.sight import OF_TEXT
 from tests.seeing import FAMILIES, noise, tiny_seeing
 
 SHAPES = [(40, 48), (64, 30), (32, 32)]

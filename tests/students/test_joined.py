@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from mint_ray.bundled.pretrained import Place
 from mint_ray.loading import UserError
-from mint_ray.students.joined import Caption, Captions, Place, join_models, save_joined, train_projector
+from mint_ray.students.joined import Caption, Captions, join_models, save_joined, train_projector
 from tests.encoders import PREPROCESSING, save_tiny_efficientnet, save_tiny_vit
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student, tiny_model, tiny_tokenizer

@@ -15,7 +15,8 @@ from mint_ray.layouts import Example
 from mint_ray.loading import UserError
 from mint_ray.objectives.config import Orpo
 from mint_ray.records import Message, PreferencePair, TokenizedRecord
-from mint_ray.students import Sight, Student, load_model
+from mint_ray.sight import Sight
+from mint_ray.students import Student, load_model, student_place
 from mint_ray.trainers import build_trainer
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.examples import InMemory, StoredExamples, to_row
@@ -43,7 +44,7 @@ def student(folder: Path) -> Student:
 
 @pytest.fixture(scope="module")
 def sight(student: Student) -> Sight:
-    return Sight(student)
+    return Sight(student_place(student))
 
 
 def make_pair(number: int, other: int, uri: str | None, note: str = "") -> PreferencePair:
@@ -115,7 +116,7 @@ def test_pairs_that_do_not_fit_are_refused(pairs: list[PreferencePair], sight: S
 
 def test_an_answer_that_holds_the_token_of_an_image_is_refused(pairs: list[PreferencePair], tmp_path: Path) -> None:
     # Gemma 3 has one word for the place of an image, and another for its tokens
-    sight = Sight(Student(model_id=str(save_tiny_seeing(tmp_path / "student", "gemma3"))))
+    sight = Sight(student_place(Student(model_id=str(save_tiny_seeing(tmp_path / "student", "gemma3")))))
     says = dataclasses.replace(pairs[0], chosen=[Message(role="assistant", content="1. <image_soft_token>")])
     with pytest.raises(UserError, match="record 'r0': an answer holds '<start_of_image>', the token of an image"):
         tokenize([says], sight)

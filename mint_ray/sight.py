@@ -1,4 +1,4 @@
-"""What a student that sees reads with: its processor, which makes room for an image in a prompt, and tensors of it."""
+"""What a model that sees reads with: its processor, which makes room for an image in a prompt, and tensors of it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import torch
 from PIL import Image as PillowImage
 from transformers import AutoProcessor
 
+from mint_ray.bundled.architectures import load_config
+from mint_ray.bundled.pretrained import Place
 from mint_ray.images import Frame, ImageError, Pixels, read_image
 from mint_ray.layouts import Example, Image
 from mint_ray.layouts.images import inner_model
 from mint_ray.loading import UserError
 from mint_ray.records import Message
-from mint_ray.students.architectures import load_config
-from mint_ray.students.config import Student
-from mint_ray.students.weights import resolve_path
 
 logger = logging.getLogger(__name__)
 
 FRAME = Frame(size=2048, fit="within")
-"""No student looks closer; the processor scales the image from there to what its model takes."""
+"""No model looks closer; the processor scales the image from there to what its model takes."""
 
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 """What a processor returns that tells of the text, which is tokenised elsewhere."""
@@ -34,7 +33,7 @@ OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids",
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """One image as a student is given it."""
+    """One image as a model is given it."""
 
     image: Image
     slot: str
@@ -44,37 +43,36 @@ class View:
 
 
 class Sight:
-    """The processor of a student that sees.
+    """The processor of a model that sees.
 
     Raises UserError for one without a chat template, or whose image token is not that of the model.
     """
 
-    def __init__(self, config: Student) -> None:
-        self.config = config
-        path = resolve_path(config)
+    def __init__(self, place: Place) -> None:
+        self.place = place
         try:
-            processor = AutoProcessor.from_pretrained(path, revision=config.revision, trust_remote_code=False)
+            processor = AutoProcessor.from_pretrained(place.path, revision=place.revision, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"model_id: {config.model_id}: no processor: {' '.join(str(error).split())}") from error
+            raise UserError(f"model_id: {place.model_id}: no processor: {' '.join(str(error).split())}") from error
         if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
             raise UserError(
-                f"model_id: {config.model_id}: {type(processor).__name__} is no processor of images and text"
+                f"model_id: {place.model_id}: {type(processor).__name__} is no processor of images and text"
             )
         self.processor: Any = processor
         self.tokenizer: Any = processor.tokenizer
         if self.tokenizer.eos_token is None:
-            raise UserError(f"model_id: {config.model_id}: its tokenizer has no end token")
+            raise UserError(f"model_id: {place.model_id}: its tokenizer has no end token")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.template = processor.chat_template or self.tokenizer.chat_template
         if not self.template:
-            raise UserError(f"model_id: {config.model_id}: its processor has no chat template; take an instruct model")
+            raise UserError(f"model_id: {place.model_id}: its processor has no chat template; take an instruct model")
         self.word: str = processor.image_token
         self.token_id: int = processor.image_token_ids[0]
-        wanted = load_config(config).image_token_id
+        wanted = load_config(place).image_token_id
         if self.token_id != wanted:
             raise UserError(
-                f"model_id: {config.model_id}: its processor's image token is {self.token_id}, its model's is {wanted}"
+                f"model_id: {place.model_id}: its processor's image token is {self.token_id}, its model's is {wanted}"
             )
         self.folds_system = self._folds_system()
 
@@ -123,7 +121,7 @@ class Sight:
             return text
         places = text.count(self.word)
         if places == 0:
-            raise UserError(f"model_id: {self.config.model_id}: its chat template has no place for an image")
+            raise UserError(f"model_id: {self.place.model_id}: its chat template has no place for an image")
         if places > 1:
             raise ImageError("image_word_in_text", f"{places} places for one image: the text holds {self.word!r} too")
         return text.replace(self.word, view.slot)
@@ -150,7 +148,7 @@ class Sight:
         found = sum(part.reshape(-1, part.shape[-1]).shape[0] for part in features)
         if found != wanted:
             raise UserError(
-                f"model_id: {self.config.model_id}: its processor makes room for {wanted} tokens of an image, of which "
+                f"model_id: {self.place.model_id}: its processor makes room for {wanted} tokens of an image, of which "
                 f"its model makes {found}"
             )
 
@@ -166,7 +164,7 @@ class Sight:
         try:
             self._render(turns, True, False)
         except jinja2.TemplateError:
-            logger.info("%s: its chat template takes no system turn beside an image", self.config.model_id)
+            logger.info("%s: its chat template takes no system turn beside an image", self.place.model_id)
             return True
         return False
 
@@ -189,5 +187,5 @@ class Sight:
             )
         except TypeError as error:
             raise UserError(
-                f"model_id: {self.config.model_id}: its chat template takes no parts of a message: {error}"
+                f"model_id: {self.place.model_id}: its chat template takes no parts of a message: {error}"
             ) from error

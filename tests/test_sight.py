@@ -15,15 +15,16 @@ from mint_ray.images import ImageError
 from mint_ray.layouts import Example
 from mint_ray.loading import UserError
 from mint_ray.records import Message
+from mint_ray.sight import Sight
 from mint_ray.students import (
     Answers,
     Generation,
-    Sight,
     Student,
     StudentGenerator,
     check_sight,
     check_student,
     load_model,
+    student_place,
 )
 from tests.seeing import TEMPLATE, save_image, save_tiny_seeing
 from tests.tiny import CHAT_TEMPLATE, save_tiny_student
@@ -57,7 +58,7 @@ def edit(path: Path, **changes: Any) -> None:
 def test_a_prompt_is_what_the_processor_makes_of_text_and_image(
     family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    sight = Sight(Student(model_id=str(folders[family])))
+    sight = Sight(student_place(Student(model_id=str(folders[family]))))
     uri = save_image(tmp_path / "a.png", 1, 64, 30)
     view = sight.look(uri)
     parts = [
@@ -76,7 +77,7 @@ def test_the_model_makes_as_many_features_as_the_prompt_has_room_for(
     family: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     student = Student(model_id=str(folders[family]))
-    sight, model = Sight(student), load_model(student)
+    sight, model = Sight(student_place(student)), load_model(student)
     uri = save_image(tmp_path / "a.png", 1, 64, 30)
     view = sight.look(uri)
     example = Example(record_id="r", prompt_ids=sight.encode(PROMPT, view), completions=[[5]], pairs=[], image_uri=uri)
@@ -91,7 +92,7 @@ def test_the_model_makes_as_many_features_as_the_prompt_has_room_for(
 
 
 def test_an_image_that_has_come_to_take_other_tokens_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
-    sight = Sight(Student(model_id=str(folders["idefics3"])))
+    sight = Sight(student_place(Student(model_id=str(folders["idefics3"]))))
     uri = save_image(tmp_path / "a.png", 1, 64, 30)
     ids = sight.encode(PROMPT, sight.look(uri))
     example = Example(record_id="r7", prompt_ids=ids, completions=[[5]], pairs=[], image_uri=uri)
@@ -111,14 +112,14 @@ def test_an_image_that_has_come_to_take_other_tokens_is_named(folders: dict[str,
 def test_images_of_every_size_and_mode_are_looked_at(
     family: str, folders: dict[str, Path], tmp_path: Path, size: tuple[int, int], mode: str
 ) -> None:
-    sight = Sight(Student(model_id=str(folders[family])))
+    sight = Sight(student_place(Student(model_id=str(folders[family]))))
     Image.new(mode, size).save(tmp_path / "a.png")
     view = sight.look(str(tmp_path / "a.png"))
     assert sight.encode(PROMPT, view).count(sight.token_id) == view.tokens > 0
 
 
 def test_reasons_are_told(folders: dict[str, Path], tmp_path: Path) -> None:
-    sight = Sight(Student(model_id=str(folders["llava"])))
+    sight = Sight(student_place(Student(model_id=str(folders["llava"]))))
     (tmp_path / "b.png").write_bytes(b"not an image")
     with pytest.raises(ImageError) as error:
         sight.look(str(tmp_path / "b.png"))
@@ -130,16 +131,16 @@ def test_reasons_are_told(folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_a_template_without_a_place_for_an_image_is_refused(folder: Path, tmp_path: Path) -> None:
-    view = Sight(Student(model_id=str(folder))).look(save_image(tmp_path / "a.png", 1))
+    view = Sight(student_place(Student(model_id=str(folder)))).look(save_image(tmp_path / "a.png", 1))
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("WORD", ""))
     with pytest.raises(UserError, match="has no place for an image"):
-        Sight(Student(model_id=str(folder))).render(PROMPT, view)
+        Sight(student_place(Student(model_id=str(folder)))).render(PROMPT, view)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     with pytest.raises(UserError, match="takes no parts of a message"):
-        Sight(Student(model_id=str(folder)))
+        Sight(student_place(Student(model_id=str(folder))))
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="has no chat template"):
-        Sight(Student(model_id=str(folder)))
+        Sight(student_place(Student(model_id=str(folder))))
 
 
 def test_a_template_that_takes_no_system_turn_beside_an_image_gets_it_in_the_users(
@@ -148,7 +149,7 @@ def test_a_template_that_takes_no_system_turn_beside_an_image_gets_it_in_the_use
     # as that of Llama 3.2 Vision
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     (folder / "chat_template.jinja").write_text(refusing + TEMPLATE.replace("WORD", "<image>"))
-    sight = Sight(Student(model_id=str(folder)))
+    sight = Sight(student_place(Student(model_id=str(folder))))
     text = sight.render(PROMPT, sight.look(save_image(tmp_path / "a.png", 1)), add_generation_prompt=True)
     slot = "<image>" * 16
     assert text == f"<|im_start|>user\n{slot}\nYou see.\n\nWhich tissue?<|im_end|>\n<|im_start|>assistant\n"
@@ -157,7 +158,7 @@ def test_a_template_that_takes_no_system_turn_beside_an_image_gets_it_in_the_use
 def test_a_processor_of_another_model_is_refused(folder: Path) -> None:
     edit(folder / "config.json", image_token_index=7)
     with pytest.raises(UserError, match="its processor's image token is 400, its model's is 7"):
-        Sight(Student(model_id=str(folder)))
+        Sight(student_place(Student(model_id=str(folder))))
 
 
 def test_a_folder_without_a_processor_is_refused_before_anything_is_loaded(folder: Path) -> None:

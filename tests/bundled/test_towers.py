@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel
 
-from mint_ray.students.towers import MapTower, MapTowerConfig
+from mint_ray.bundled.towers import MapTower, MapTowerConfig
 from tests.encoders import save_tiny_efficientnet
 
 
