@@ -117,6 +117,15 @@ def test_one_bad_image_leaves_its_neighbours_alone(tmp_path: Path) -> None:
     assert (bad.reason, missing.reason, absent) == ("image_unknown_format", "image_missing", None)
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "shape"), [(200, 100, (32, 64, 3)), (30, 300, (64, 6, 3)), (20, 10, (10, 20, 3))]
+)
+def test_an_image_is_brought_within_a_size_and_keeps_its_form(
+    width: int, height: int, shape: tuple[int, int, int]
+) -> None:
+    assert decode_image(picture(width, height), Frame(size=64, fit="within"), "x").shape == shape
+
+
 def test_images_are_read_from_the_cells_of_a_table(tmp_path: Path) -> None:
     contents = [picture(32 + i, 32) for i in range(5)]
     path = tmp_path / "images.parquet"

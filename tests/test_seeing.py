@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mint_ray.artifacts import Artifact, verify
+from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
 from mint_ray.cli import cli
 from mint_ray.config import PipelineConfig
 from mint_ray.loading import UserError, load
 from mint_ray.pipeline import run_pipeline
-from mint_ray.records import Prediction, TokenizedRecord
+from mint_ray.records import Label, Prediction, Record, TokenizedRecord, from_table
+from mint_ray.stages.evaluate import Asked, RecordsRange, StudentActor
 from tests.seeing import save_tiny_seeing
 from tests.tiny import save_tiny_student
 
@@ -162,3 +164,58 @@ def test_the_command_line_says_when_they_do_not(folder: Path, tmp_path: Path) ->
     )
     assert done.exit_code == 1, done.output
     assert "the pixels do not reach the student" in done.output
+
+
+def test_an_image_that_cannot_be_looked_at_is_not_answered_and_the_others_are(folder: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    settings = config(folder, folder / "student")
+    labels = [Label(label_id=colour, name=colour.title()) for colour in COLOURS]
+    found = sorted((folder / "images").rglob("*.png"))
+    uris = [str(found[0]), str(tmp_path / "gone.png"), None, str(found[1])]
+    records = open_artifact(str(tmp_path), "prepare", {}, {})
+    with records.write() as draft:
+        draft.write_rows(
+            Record,
+            "records",
+            [
+                Record(record_id=f"r{number}", group_id="g", split="test", image_uri=uri)
+                for number, uri in enumerate(uris)
+            ],
+        )
+    for mode in ("free", "rank"):
+        asked = Asked(
+            student=settings.train.student, adapter=None, generation=settings.evaluate.generation, mode=mode,
+            splits=("test",), task=settings.task, length=1,
+        )  # fmt: skip
+        artifact = open_artifact(str(tmp_path), "answer", asked.settings(), {})
+        actor = StudentActor(artifact, asked, labels, settings.evaluate.resources)
+        uri = records.file_uri(records.table_files("records")[0].path)
+        made = actor.work(RecordsRange(path="answers/part.parquet", uri=uri, start=0, rows=4))
+        rows = from_table(Prediction, read_part(artifact.file_uri("answers/part.parquet")))
+        assert [row.record_id for row in rows] == ["r0", "r1", "r2", "r3"]
+        assert [row.reason for row in rows][1:3] == ["image_missing", "no_image"]
+        assert made.answers == 4
+        assert made.dropped["image_missing"] == made.dropped["no_image"] == 1
+        if mode == "rank":
+            assert [len(row.labels) for row in rows] == [3, 0, 0, 3]
+            assert rows[0].scores != rows[3].scores
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", ["null", "2", "3"])
+def test_two_workers_learn_from_images_what_one_does(ray_cluster: None, folder: Path, zero_stage: str) -> None:
+    def adapter(*overrides: str) -> dict[str, torch.Tensor]:
+        # five records a step: in the second of its two micro-batches one worker has none
+        settings = config(folder, folder / "student", "train.trainer.train_batch_size=5", *overrides)
+        uri = run_pipeline(settings, "train")["train"].uri
+        return load_file(Path(uri) / "adapter" / "adapter_model.safetensors")
+
+    expected = adapter()
+    found = adapter(
+        f"root={folder / f'workers-{zero_stage}'}", "train.resources.num_workers=2",
+        f"train.resources.zero_stage={zero_stage}", "train.resources.max_failures=0",
+    )  # fmt: skip
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=2e-5)

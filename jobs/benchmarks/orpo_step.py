@@ -7,7 +7,7 @@ A step is collate, forward, backward and optimiser step, with LoRA on all linear
 what `tests/layouts/test_shared_prefix.py` shows; here the losses stand beside the times. `--device cuda` times a model
 of the shape of Llama-3.2-1B in bfloat16, for which ours takes FlexAttention.
 
-TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of CLIP's ViT-B/14 at 336
+TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of CLIP's ViT-B/14 at 224
 pixels with random weights, and times the layout with one row per answer, which repeats image and prompt, against ours.
 """
 
@@ -45,7 +45,7 @@ from mint_ray.students import Student, load_model, load_tokenizer
 from mint_ray.students.parts import lay_adapter, rest
 
 BETA = 0.5
-SIDE, PATCH = 336, 14
+SIDE, PATCH = 224, 14
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
 LLAMA_1B = LlamaConfig(
     vocab_size=128_256,
@@ -96,10 +96,10 @@ SHAPES = (
 )
 
 IMAGE_SHAPES = (
-    Shape(name="image, prompt 64, answers 30, one pair", prompt=64, chosen=(30,), rejected=(30,), shows_image=True),
+    Shape(name="image, prompt 64, answers 20, one pair", prompt=64, chosen=(20,), rejected=(20,), shows_image=True),
     Shape(
-        name="image, prompt 64, answers 30, four pairs all distinct",
-        prompt=64, chosen=(30,) * 4, rejected=(30,) * 4, shows_image=True,
+        name="image, prompt 64, answers 20, four pairs all distinct",
+        prompt=64, chosen=(20,) * 4, rejected=(20,) * 4, shows_image=True,
     ),
 )  # fmt: skip
 

@@ -32,10 +32,12 @@ class MapTower(PreTrainedModel):
     config_class = MapTowerConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    # no attention of its own: whatever kernel the rest of a student takes
+    _supports_sdpa = _supports_flex_attn = _supports_flash_attn = _supports_attention_backend = True
 
     def __init__(self, config: MapTowerConfig) -> None:
         super().__init__(config)
-        self.network = AutoModel.from_config(config.network_config)
+        self.network = AutoModel.from_config(config.network_config, attn_implementation="eager")
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:

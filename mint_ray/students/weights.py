@@ -11,7 +11,6 @@ from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
 from mint_ray.bundled.pretrained import Place, sees_images
 from mint_ray.loading import UserError
 from mint_ray.students.config import Student
-from mint_ray.students.stored import stored_folder, stored_revision
 
 HUB_TIMEOUT_S = 5.0
 """How long the model hub may take to answer."""
@@ -65,6 +64,8 @@ def student_revision(config: Student) -> str:
     if config.model_id.startswith(PREFIX):
         return bundle_of(config.model_id).wheel_sha256
     if "://" in config.model_id:
+        from mint_ray.students.stored import stored_revision  # brings pyarrow
+
         return stored_revision(config.model_id)
     folder = _local_folder(config)
     if folder is not None:
@@ -93,6 +94,8 @@ def resolve_path(config: Student) -> str:
 def _local_folder(config: Student) -> Path | None:
     """The folder that `model_id` names, there or not; None if it can only be a hub id."""
     if "://" in config.model_id:
+        from mint_ray.students.stored import stored_folder  # brings pyarrow
+
         return stored_folder(config.model_id)
     path = Path(config.model_id).expanduser()
     looks_local = config.model_id.startswith((".", "/", "~")) or config.model_id.count("/") > 1

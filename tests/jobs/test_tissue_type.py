@@ -95,7 +95,9 @@ def test_the_papers_second_application_runs_on_random_models_of_its_architecture
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_small_comparison_runs_from_pictures_to_its_report(tmp_path: Path, ray_cluster: None) -> None:
+def test_a_student_of_parts_learns_what_tiles_show_and_one_of_other_images_does_not(
+    tmp_path: Path, ray_cluster: None
+) -> None:
     config = load(
         ComparisonConfig,
         JOBS / "tissue_type.small.yaml",
@@ -111,13 +113,25 @@ def test_the_small_comparison_runs_from_pictures_to_its_report(tmp_path: Path, r
             f"join.vision.model_id={tmp_path / 'encoder'}",
             f"join.language.model_id={save_tiny_student(tmp_path / 'language')}",
             "join.resources.cpus=1",
+            "join.num_train_epochs=20",
+            "join.train_batch_size=8",
             "methods={'orpo': {}, 'orpo, images shuffled': {'pair.control': 'shuffled'}}",
             *ONE_PROCESSOR,
+            # of a model without a past every weight has to learn
+            "train.student.lora_rank=null",
+            "train.trainer.learning_rate=3e-3",
+            "train.trainer.max_steps=120",
+            "train.trainer.train_batch_size=8",
+            "train.trainer.early_stopping_patience=9",
         ],
     )
     compared = run_comparison(config)
     assert compared.failed == {}
     summary: dict[str, Any] = json.loads((Path(compared.report.uri) / "comparison.json").read_text())
+    first = {method["name"]: method["estimates"]["top_1_accuracy"]["value"] for method in summary["methods"]}
+    assert first["orpo, ranked"] > 0.6
+    # four labels: a quarter of the first guesses is right by chance
+    assert first["orpo, images shuffled, ranked"] < 0.5
     roles = {method["name"]: method["role"] for method in summary["methods"]}
     assert roles["orpo"] == "method"
     assert roles["orpo, images shuffled"] == roles["orpo, images shuffled, ranked"] == "control"

@@ -27,6 +27,10 @@ from tests.seeing import FAMILIES, noise, tiny_seeing
 SHAPES = [(40, 48), (64, 30), (32, 32)]
 """Of three images, which Idefics3 and Qwen give different numbers of tokens, and Mllama of tiles."""
 
+ALIKE = ("smolvlm", "qwen2_vl")
+"""Families that differ from another of the list in their name or their tower alone."""
+EVERY = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in FAMILIES]
+
 LAYOUTS = {
     "split attention": (SharedPrefixLayout(), SPLIT),
     "one mask": (SharedPrefixLayout(), "sdpa"),
@@ -123,7 +127,7 @@ def largest_error(actual: dict[str, torch.Tensor], expected: dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_rows_of_their_own(
     family: str, layout: str
 ) -> None:
@@ -136,7 +140,7 @@ def test_a_shared_prefix_gives_the_log_probabilities_and_gradients_of_rows_of_th
     assert largest_error(actual.gradients, expected.gradients) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_a_row_of_its_own_is_what_the_model_makes_of_its_processor(family: str) -> None:
     model = exact(family)
     set_attention(model, "sdpa")
@@ -153,7 +157,7 @@ def test_a_row_of_its_own_is_what_the_model_makes_of_its_processor(family: str) 
     torch.testing.assert_close(logps.token_logps_N, expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_another_image_or_none_to_speak_of_changes_log_probabilities_and_gradients(family: str) -> None:
     model, expected = exact(family), reference(family)
     set_attention(model, "sdpa")
@@ -204,7 +208,8 @@ BROKEN: dict[str, tuple[Callable[[Batch], Batch], list[str]]] = {
 
 
 @pytest.mark.parametrize(
-    ("broken", "family"), [(broken, family) for broken, (_, families) in BROKEN.items() for family in families]
+    ("broken", "family"),
+    [(broken, family) for broken, (_, families) in BROKEN.items() for family in families if family not in ALIKE],
 )
 def test_a_wrong_layout_is_told_from_the_reference(broken: str, family: str) -> None:
     model, expected = exact(family), reference(family)
@@ -214,7 +219,7 @@ def test_a_wrong_layout_is_told_from_the_reference(broken: str, family: str) -> 
     assert largest_error(actual.gradients, expected.gradients) > 1e-3
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_family_is_served_by_the_shared_prefix(family: str) -> None:
     model = tiny_seeing(family)[0].train()
     chosen = choose_layout(model, records(family)[:1], row_tokens=1000)

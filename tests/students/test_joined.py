@@ -14,8 +14,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 
 from mint_ray.bundled.pretrained import Place
 from mint_ray.loading import UserError
+from mint_ray.records import Message, PreferencePair
+from mint_ray.students import Student
 from mint_ray.students.joined import Caption, Captions, join_models, save_joined, train_projector
+from mint_ray.trainers.pixels import find_changes
 from tests.encoders import PREPROCESSING, save_tiny_efficientnet, save_tiny_vit
+from tests.seeing import save_image
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student, tiny_model, tiny_tokenizer
 
@@ -55,7 +59,9 @@ def test_any_encoder_joins_and_what_is_saved_is_an_ordinary_folder(
 ) -> None:
     model, processor = join(tmp_path, language, encoder)
     save_joined(model, processor, tmp_path / "joined")
-    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "joined", use_safetensors=True)
+    again = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "joined", use_safetensors=True, attn_implementation="sdpa"
+    )
     reader = AutoProcessor.from_pretrained(tmp_path / "joined")
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
@@ -68,6 +74,23 @@ def test_any_encoder_joins_and_what_is_saved_is_an_ordinary_folder(
         other = again(**reader(text=[text], images=[picture(1)], return_tensors="pt")).logits
     assert bool(torch.isfinite(logits).all())
     assert float((logits[:, -1] - other[:, -1]).abs().max()) > 1e-3  # the image is seen
+
+
+@pytest.mark.parametrize("encoder", ["efficientnet", "clip"])
+def test_pixels_reach_a_joined_student_that_learns(tmp_path: Path, language: Path, encoder: str) -> None:
+    save_joined(*join(tmp_path, language, encoder), tmp_path / "joined")
+    uris = [save_image(tmp_path / f"{number}.png", number) for number in range(2)]
+    pairs = [
+        PreferencePair(
+            prompt=[Message(role="user", content="Which tissue?")],
+            chosen=[Message(role="assistant", content="liver")], rejected=[Message(role="assistant", content="skin")],
+            record_id=uri, split="train", teacher="", sampler="", chosen_labels=[], rejected_labels=[], image_uri=uri,
+        )
+        for uri in uris
+    ]  # fmt: skip
+    changes = find_changes(Student(model_id=str(tmp_path / "joined"), lora_rank=2), pairs, 400)
+    assert [change.is_seen for change in changes] == [True, True]
+    assert min(change.logps for change in changes) > 1e-4
 
 
 def test_text_alone_is_answered_as_by_the_language_model(tmp_path: Path, language: Path) -> None:
