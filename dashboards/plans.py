@@ -153,7 +153,8 @@ BOARDS: dict[str, tuple[str, str, list[Plan]]] = {
                     ("count(count by (instance) (ray_node_cpu_count))", "there"),
                     (
                         "count(count by (instance) (max_over_time(ray_node_cpu_count[15m])) "
-                        "unless on (instance) count by (instance) (ray_node_cpu_count))" + NOTHING_YET,
+                        "unless on (instance) count by (instance) (max_over_time(ray_node_cpu_count[2m])))"
+                        + NOTHING_YET,
                         "gone",
                     ),
                 ],
