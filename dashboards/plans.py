@@ -147,11 +147,16 @@ BOARDS: dict[str, tuple[str, str, list[Plan]]] = {
             ),
             Plan(
                 title="Machines",
-                description="Machines that report, and those that the autoscaler says were lost lately.",
+                description="Machines that report, and those that did within a quarter of an hour and do no more.",
                 unit="short",
                 ask=[
                     ("count(count by (instance) (ray_node_cpu_count))", "there"),
-                    ("sum(ray_cluster_failed_nodes)" + NOTHING_YET, "lost"),
+                    (
+                        "count(count by (instance) (max_over_time(ray_node_cpu_count[15m])) "
+                        "unless on (instance) count by (instance) (max_over_time(ray_node_cpu_count[2m])))"
+                        + NOTHING_YET,
+                        "gone",
+                    ),
                 ],
             ),
             GPUS,

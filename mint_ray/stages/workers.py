@@ -11,7 +11,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mint_ray import storage
@@ -80,10 +80,11 @@ def _listen(hear: Callable[..., None]) -> Iterator[Queue]:
 
     def listen() -> None:
         while not done.is_set():
-            try:
-                message = queue.get(timeout=1.0)
-            except Empty:
+            if queue.empty():
+                # not a get that times out: each would stand among Ray's failed tasks
+                done.wait(0.5)
                 continue
+            message = queue.get()
             if not raised:
                 try:
                     hear(*message)

@@ -13,6 +13,7 @@ import pytest
 import ray.dashboard.modules.metrics.dashboards
 import ray.dashboard.modules.reporter
 import yaml
+from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
 
 from dashboards.build import BOARDS, FOLDER, build
 from mint_ray.telemetry import MEASURES
@@ -47,11 +48,13 @@ def ours() -> set[str]:
 
 
 def rays() -> set[str]:
-    """What Ray's own boards ask for, and what its reporter tells of each machine."""
+    """What Ray's own boards ask for, what its reporter tells of each machine, and what its autoscaler tells."""
     boards = Path(ray.dashboard.modules.metrics.dashboards.__file__).parent.glob("*_panels.py")
     found = {name for path in boards for name in NAME.findall(path.read_text())}
     reporter = (Path(ray.dashboard.modules.reporter.__file__).parent / "reporter_agent.py").read_text()
-    return found | {f"ray_{name}" for name in re.findall(r"Gauge\(\s*\"(\w+)\"", reporter)}
+    found |= {f"ray_{name}" for name in re.findall(r"Gauge\(\s*\"(\w+)\"", reporter)}
+    families = AutoscalerPrometheusMetrics("session").registry.collect()
+    return found | {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
 @pytest.mark.parametrize("name", BOARDS)
