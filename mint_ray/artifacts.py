@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mint_ray import storage
+from mint_ray import goodput, storage
 from mint_ray.loading import UserError, fingerprint
 from mint_ray.records import from_dict, from_table, to_table
 
@@ -177,7 +177,10 @@ class Artifact:
         folder appears at once, unless parts of it were written in place; what lies there and is not in the draft is
         then removed.
         """
-        with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="mint-ray-") as folder,
+            goodput.keep_journal(self.root, self.name) as attempt,
+        ):
             draft = Draft(Path(folder))
             started = time.monotonic()
             yield draft
@@ -194,7 +197,8 @@ class Artifact:
                 versions=package_versions(),
                 git_revision=git_revision(),
             )
-            if self.is_complete or not self._publish(draft, manifest):
+            attempt.published = not self.is_complete and self._publish(draft, manifest)
+            if not attempt.published:
                 logger.info("%s: another run has published %s; going on with that", self.stage, self.name)
             if draft.placed:
                 # another run of the spec may still write there; nobody reads it any more

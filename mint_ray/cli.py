@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
+import secrets
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
     from mint_ray.artifacts import Artifact
+    from mint_ray.chaos import What
     from mint_ray.config import PipelineConfig
     from mint_ray.stages.prepare import Prepared
 
@@ -348,6 +351,39 @@ def doctor(address: str, spec: Path | None, **given: Any) -> None:
         click.echo(str(finding))
         bad = bad or finding.state == "bad"
     sys.exit(int(bad))
+
+
+@cli.command()
+@ADDRESS
+@click.argument("what", type=click.Choice(["kill-worker", "kill-node", "cut-storage"]))
+@click.option("--seed", type=int, help="Draw what is hit with this seed (default: a new one, which is printed).")
+@click.option("--root", help="Of cut-storage: the place in storage that cannot be reached: s3://... or gs://...")
+@click.option("--seconds", type=click.IntRange(1, 600), default=20, help="Of cut-storage: for how long (default: 20).")
+@click.option("--dry-run", is_flag=True, help="Name what would be hit, and hit nothing.")
+def chaos(address: str, what: What, seed: int | None, root: str | None, seconds: int, dry_run: bool) -> None:
+    """Hit a test cluster, to see that runs recover: kill a worker process of a running job, a machine, or cut a
+    machine's storage off for a while.
+
+    Only machines started with --labels=mint-ray-chaos=1 are ever hit, and the head is never killed.
+    """
+    from mint_ray import submission
+    from mint_ray.chaos import aim, check_root, strike
+
+    if what == "cut-storage":
+        root = check_root(root)
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    client = submission.connect(address)
+    target = aim(client, what, random.Random(seed))
+    click.echo(f"seed: {seed}\n{what}: {target}")
+    if dry_run and what != "cut-storage":
+        return
+    told = strike(client, what, target, root=root or "", seconds=seconds, dry_run=dry_run)
+    if what == "kill-worker":
+        click.echo("killed")
+    elif what == "kill-node":
+        click.echo(f"killed; the cluster missed it after {told['missed_after']:g} s")
+    else:
+        click.echo(f"{'would cut' if dry_run else 'cut'} {', '.join(told['addresses'])} for {seconds} s")
 
 
 @cli.command()

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import email.utils
 import importlib.metadata
-import json
 import platform
-import shlex
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import ray
 import requests
-from ray.job_submission import JobSubmissionClient
 
 from mint_ray import storage, submission
 from mint_ray.config import PipelineConfig
@@ -74,7 +66,8 @@ def examine(address: str, config: PipelineConfig | None) -> Iterator[Finding]:
     yield from _judge_transport(address)
     yield clock
     try:
-        report = _run_probe(client, storage.absolute(config.root) if config else None)
+        asked = [storage.absolute(config.root)] if config else []
+        report = submission.run_script(client, "doctor", "probe", asked, PROBE_SECONDS)
     except (RuntimeError, TimeoutError) as error:
         yield Finding("probe", "bad", str(error))
         return
@@ -148,34 +141,6 @@ def judge_date(date: str | None, before: float, after: float) -> Finding:
     if abs(ahead) > SKEW_SECONDS:
         return Finding("clocks", "bad", f"the head's is {ahead:+.0f} s from this machine's")
     return Finding("clocks", "good", "the head's agrees with this machine's")
-
-
-def _run_probe(client: JobSubmissionClient, root: str | None) -> dict[str, Any]:
-    """What `mint_ray.probe` says on the cluster. Raises RuntimeError if it fails there, TimeoutError if it does
-    not end."""
-    job_id = f"mint-ray-doctor-{uuid.uuid4().hex[:12]}"
-    with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
-        (Path(folder) / "probe.py").write_bytes(files("mint_ray").joinpath("probe.py").read_bytes())
-        client.submit_job(
-            entrypoint=f"python probe.py {shlex.quote(root) if root else ''}".strip(),
-            submission_id=job_id,
-            runtime_env={"working_dir": folder, "config": {"setup_timeout_seconds": PROBE_SECONDS}},
-        )
-    until = time.monotonic() + PROBE_SECONDS
-    while not (job := client.get_job_info(job_id)).status.is_terminal():
-        if time.monotonic() > until:
-            client.stop_job(job_id)
-            raise TimeoutError(f"did not end in {PROBE_SECONDS} s; {job.message}")
-        time.sleep(0.5)
-    logs = client.get_job_logs(job_id)
-    with contextlib.suppress(RuntimeError):
-        client.delete_job(job_id)
-    for line in reversed(logs.splitlines()):
-        if line.startswith('{"probe"'):
-            report: dict[str, Any] = json.loads(line)["probe"]
-            return report
-    said = [line for line in logs.splitlines() if line.strip()]
-    raise RuntimeError(f"failed on the head: {said[-1] if said else job.message}")
 
 
 def _judge_versions(nodes: list[dict[str, Any]], here: dict[str, str]) -> Iterator[Finding]:

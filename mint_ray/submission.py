@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -137,6 +141,39 @@ def follow(client: JobSubmissionClient, job_id: str, say: Callable[[str], None])
         looks = 1 if told.characters > before else looks + 1
         time.sleep(3)
     raise ConnectionError(f"{job_id}: {client.get_address()} does not answer any more; the job may go on")
+
+
+def run_script(
+    client: JobSubmissionClient, purpose: str, module: str, arguments: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """What a module of ours says last, in the line `{"MODULE": ...}`, when it is run on the head as a script.
+
+    It is sent as a job of its own, `mint-ray-PURPOSE-...`, of which nothing is left. Raises RuntimeError if it fails
+    there, TimeoutError if it does not end in so many seconds.
+    """
+    job_id = f"mint-ray-{purpose}-{uuid.uuid4().hex[:12]}"
+    with tempfile.TemporaryDirectory(prefix="mint-ray-") as folder:
+        (Path(folder) / f"{module}.py").write_bytes(files("mint_ray").joinpath(f"{module}.py").read_bytes())
+        client.submit_job(
+            entrypoint=shlex.join(["python", f"{module}.py", *arguments]),
+            submission_id=job_id,
+            runtime_env={"working_dir": folder, "config": {"setup_timeout_seconds": int(seconds)}},
+        )
+    until = time.monotonic() + seconds
+    while not (job := client.get_job_info(job_id)).status.is_terminal():
+        if time.monotonic() > until:
+            client.stop_job(job_id)
+            raise TimeoutError(f"did not end in {seconds:g} s; {job.message}")
+        time.sleep(0.5)
+    logs = client.get_job_logs(job_id)
+    with contextlib.suppress(RuntimeError):
+        client.delete_job(job_id)
+    for line in reversed(logs.splitlines()):
+        if line.startswith(f'{{"{module}"'):
+            told: dict[str, Any] = json.loads(line)[module]
+            return told
+    said = [line for line in logs.splitlines() if line.strip()]
+    raise RuntimeError(f"failed on the head: {said[-1] if said else job.message}")
 
 
 def exit_code(job: JobDetails) -> int:

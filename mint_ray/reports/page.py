@@ -49,5 +49,8 @@ def render_html(run: RunSummary) -> str:
         histories=[(caption, svg) for caption, svg in histories if svg],
         label_plots=[svg for svg in label_plots if svg],
         labels=labels,
+        goodput_headings=summary.GOODPUT_HEADINGS,
+        goodput_rows=summary.goodput_rows(run.goodput),
+        goodput_meaning=summary.GOODPUT_MEANING,
         config=json.dumps(run.config, indent=2, ensure_ascii=False),
     )

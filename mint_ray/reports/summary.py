@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from mint_ray.goodput import Amount, Goodput
 from mint_ray.metrics import METRICS, Estimate, Moved
 
 TITLES = {
@@ -103,6 +104,8 @@ class RunSummary:
     """What a reader must know to read the numbers rightly."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     """Stage to wall-clock seconds."""
+    goodput: dict[str, Goodput] = dataclasses.field(default_factory=dict)
+    """Stage to what its workers held, and what came of it."""
     artifacts: dict[str, str] = dataclasses.field(default_factory=dict)
     """Stage to the URI of what it left behind."""
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -139,6 +142,50 @@ def show_interval(estimate: Estimate | None) -> str:
 def show(estimate: Estimate | None) -> str:
     """`0.43 [0.31, 0.55]`, or `n/a` where there is no number."""
     return f"{show_value(estimate)} {show_interval(estimate)}".rstrip()
+
+
+GOODPUT_HEADINGS = ("stage", "attempts", "wall clock", "waited", "rented", "start-up", "work", "redone", "idle")
+GOODPUT_MEANING = (
+    "Rented is what workers reserved while they held it, in processor or GPU seconds, over all attempts at what the "
+    "run is made of, by any run; work ended in an artifact, redone was lost with a worker, a machine or a driver. "
+    "Waited: nothing of what was asked for was there yet. The driver and machines that nobody held are not counted."
+)
+
+
+def goodput_rows(goodput: dict[str, Goodput]) -> list[list[str]]:
+    """A row for each stage that rented something, and one for all, in the columns of `GOODPUT_HEADINGS`."""
+    rented = {stage: spent for stage, spent in goodput.items() if spent.rented != Amount()}
+    if len(rented) > 1:
+        rented["together"] = sum(rented.values(), Goodput())
+    rows = []
+    for stage, spent in rented.items():
+        amounts = [spent.rented, spent.startup, spent.work, spent.redone, spent.idle]
+        times = [show_seconds(spent.wall_seconds), show_seconds(spent.waited_seconds)]
+        processors = [f"{amount.cpu_seconds:,.0f}" for amount in amounts]
+        rows.append([stage, f"{spent.attempts:,}", *times, *processors])
+        if spent.rented.gpu_seconds:
+            rows.append([f"{stage}, GPUs", "", "", "", *(f"{amount.gpu_seconds:,.0f}" for amount in amounts)])
+    return rows
+
+
+def goodput_line(goodput: dict[str, Goodput]) -> str:
+    """What of everything that was rented came to be of use, and why the rest did not; empty if nothing was rented."""
+    total = sum(goodput.values(), Goodput())
+    lines = []
+    for unit, name in (("cpu_seconds", "processor"), ("gpu_seconds", "GPU")):
+        whole = getattr(total.rented, unit)
+        if whole:
+            shares = [
+                f"{getattr(amount, unit) / whole:.0%} {word}"
+                for word, amount in (
+                    ("work", total.work),
+                    ("start-up", total.startup),
+                    ("redone", total.redone),
+                    ("idle", total.idle),
+                )
+            ]
+            lines.append(f"{whole:,.0f} {name} seconds, {', '.join(shares)}")
+    return "; ".join([*lines, f"{show_seconds(total.waited_seconds)} waited for resources"]) if lines else ""
 
 
 def show_seconds(seconds: float) -> str:

@@ -11,7 +11,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mint_ray.reports.summary import RESEARCH_USE, RunSummary, show, show_seconds, title_of
+from mint_ray.reports.summary import (
+    GOODPUT_HEADINGS,
+    GOODPUT_MEANING,
+    RESEARCH_USE,
+    RunSummary,
+    goodput_line,
+    goodput_rows,
+    show,
+    show_seconds,
+    title_of,
+)
 
 WIDTH = 100
 _METHODS_ACROSS = 4
@@ -49,6 +59,8 @@ def render_terminal(summary: RunSummary) -> str:
         )
     if summary.seconds:
         console.print("time:", ", ".join(f"{stage} {show_seconds(took)}" for stage, took in summary.seconds.items()))
+    if rented := goodput_line(summary.goodput):
+        console.print("rented:", rented)
     for note in summary.notes:
         console.print(f"note: {note}")
     console.print(RESEARCH_USE)
@@ -56,7 +68,7 @@ def render_terminal(summary: RunSummary) -> str:
 
 
 def render_markdown(summary: RunSummary) -> str:
-    """The table of metrics by method, with the notes below it."""
+    """The table of metrics by method, with the notes below it, and what was rented."""
     lines = [f"## {escape(summary.title)}", ""]
     if summary.methods:
         lines += [
@@ -69,6 +81,8 @@ def render_markdown(summary: RunSummary) -> str:
         lines.append("")
     if summary.notes:
         lines += [*(f"- {escape(note)}" for note in summary.notes), ""]
+    if rows := goodput_rows(summary.goodput):
+        lines += ["### What was rented", "", *table(GOODPUT_HEADINGS, rows), "", GOODPUT_MEANING, ""]
     return "\n".join([*lines, RESEARCH_USE, ""])
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.goodput import measure_goodput
 from mint_ray.loading import from_data
 from mint_ray.metrics import Estimate, moved, per_label
 from mint_ray.records import Label, Prediction, Record
@@ -17,13 +19,13 @@ from mint_ray.stages.config import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 
-PAGE, TABLE, MARKDOWN = "report.html", "table.txt", "report.md"
+PAGE, TABLE, MARKDOWN, GOODPUT = "report.html", "table.txt", "report.md", "goodput.json"
 BASE, ALIGNED = "base student", "aligned student"
 EXAMPLES = 4
 
 
 def write_report(root: str, title: str, task: AnyTask, done: Mapping[str, Artifact]) -> Artifact:
-    """`report.html`, `report.md` and `table.txt` from the artifacts of every stage before it."""
+    """`report.html`, `report.md`, `table.txt` and `goodput.json` from the artifacts of every stage before it."""
     inputs = {stage: artifact.name for stage, artifact in done.items()}
     artifact = open_artifact(root, "report", {"title": title}, inputs)
     if artifact.is_complete:
@@ -33,6 +35,8 @@ def write_report(root: str, title: str, task: AnyTask, done: Mapping[str, Artifa
         draft.write_text(PAGE, render_html(summary))
         draft.write_text(MARKDOWN, render_markdown(summary))
         draft.write_text(TABLE, render_terminal(summary))
+        spent = {stage: dataclasses.asdict(goodput) for stage, goodput in summary.goodput.items()}
+        draft.write_text(GOODPUT, json.dumps(spent, indent=1))
     return artifact
 
 
@@ -91,6 +95,7 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
             *asked.notes(),
         ],
         seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
+        goodput={stage: measure_goodput(artifact.root, artifact.name) for stage, artifact in done.items()},
         artifacts={stage: artifact.uri for stage, artifact in done.items()},
         config={stage: artifact.manifest.config for stage, artifact in done.items()},
         versions=evaluate.manifest.versions,

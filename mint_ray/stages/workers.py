@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
+import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mint_ray import storage
+from mint_ray import goodput, storage
 from mint_ray.artifacts import RUNS, Artifact
 from mint_ray.loading import UserError
 from mint_ray.stages.config import FitResources
-from mint_ray.stages.session import connect
+from mint_ray.stages.session import connect, held_since
 from mint_ray.trainers.config import TrainResources
+
+logger = logging.getLogger("mint_ray")
+
+BEGUN = "begun"
+"""First word of a worker's first message; behind it rank, a name of its own, and since when it holds its share."""
 
 
 def run_workers(
@@ -36,9 +47,12 @@ def run_workers(
     """
     connect()
     filesystem, place = storage.resolve(storage.join(artifact.root, RUNS))
-    with _listen(hear) as queue:
-        trainer = TorchTrainer(
-            work,
+    least_and_most = resources.num_workers if isinstance(resources.num_workers, tuple) else (resources.num_workers,)
+    held = goodput.ask(resources.cpus_per_worker, resources.gpus_per_worker, most=least_and_most[-1], keeps=True)
+    with held as pool, _listen(_Account(pool, hear).hear) as queue:
+        trainer = functools.partial(
+            TorchTrainer,
+            _begin(work, pool.asked),
             train_loop_config={**job, "queue": queue},
             scaling_config=ScalingConfig(
                 num_workers=resources.num_workers,
@@ -54,12 +68,64 @@ def run_workers(
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
-        return _fit(trainer)
+        return _fit(trainer, resources.max_failures)
 
 
-def _fit(trainer: TorchTrainer) -> Any:
+class _Account:
+    """Hears the workers, and keeps the account of what they hold: up to a worker's first word it starts, then it works
+    until its group's last; steps that an earlier group or run has taken are done again."""
+
+    def __init__(self, pool: goodput.Pool, hear: Callable[..., None]) -> None:
+        self.pool, self.pass_on = pool, hear
+        pool.reached = goodput.steps_reached()
+        self.group: dict[int, tuple[str, float]] = {}
+        """By rank: workers of the group that is at work, and since when."""
+        self.last: tuple[int, float] | None = None
+        """The group's last step, and when it was told of."""
+
+    def hear(self, *message: Any) -> None:
+        now = time.time()
+        if message[0] == BEGUN:
+            _, rank, worker, since = message
+            if self.last is not None or rank in self.group:
+                for lost, _ in self.group.values():
+                    self.pool.lose(lost, since)
+                self.group, self.last = {}, None
+            self.group[rank] = worker, since
+            self.pool.tell(worker, since=since, at=now)
+            return
+        step = int(message[0])
+        for worker, since in self.group.values():
+            if self.last is None:
+                self.pool.tell(worker, since=since, at=now, startup=now - since)
+            elif step > self.pool.reached or self.last[0] == self.pool.reached:
+                self.pool.tell(worker, since=since, at=now, work=now - self.last[1])
+            else:
+                self.pool.tell(worker, since=since, at=now, redone=now - self.last[1])
+        self.last = step, now
+        self.pool.reached = max(self.pool.reached, step)
+        self.pass_on(*message)
+
+
+def _begin(work: Callable[[dict[str, Any]], None], asked: float) -> Callable[[dict[str, Any]], None]:
+    def begin(job: dict[str, Any]) -> None:
+        rank = ray.train.get_context().get_world_rank()
+        job["queue"].put((BEGUN, rank, uuid.uuid4().hex, held_since(asked)))
+        work(job)
+
+    return begin
+
+
+def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
     try:
-        return trainer.fit()
+        return trainer().fit()
+    except ControllerError as failure:
+        # a machine that is lost while workers start on it: Ray Train gives up, although it would begin again a moment
+        # later; a trainer of the same name goes on from the last checkpoint
+        if not max_failures or not isinstance(failure.controller_failure, RayActorError):
+            raise
+        logger.warning("a machine was lost while workers started; beginning again from the last checkpoint")
+        return _fit(trainer, max_failures - 1)
     except TrainingFailedError as failure:
         for error in getattr(failure, "worker_failures", {}).values():
             cause: BaseException | None = error

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mint_ray.goodput import Amount, Goodput
 from mint_ray.loading import dump, from_data
 from mint_ray.metrics import METRICS, Estimate, Moved
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
@@ -57,6 +58,28 @@ SUMMARY = RunSummary(
     ],
     notes=["Facial terms stand in for the photograph."],
     seconds={"train": 7312.0, "score": 48.1},
+    goodput={
+        "prepare": Goodput(attempts=1, wall_seconds=3.0),
+        "score": Goodput(
+            attempts=1,
+            wall_seconds=48.1,
+            waited_seconds=4.0,
+            rented=Amount(cpu_seconds=1600.0),
+            startup=Amount(cpu_seconds=400.0),
+            work=Amount(cpu_seconds=800.0),
+            redone=Amount(cpu_seconds=100.0),
+            idle=Amount(cpu_seconds=300.0),
+        ),
+        "train": Goodput(
+            attempts=2,
+            wall_seconds=7312.0,
+            waited_seconds=61.0,
+            rented=Amount(cpu_seconds=8400.0, gpu_seconds=1400.0),
+            startup=Amount(cpu_seconds=600.0, gpu_seconds=100.0),
+            work=Amount(cpu_seconds=7200.0, gpu_seconds=1200.0),
+            redone=Amount(cpu_seconds=600.0, gpu_seconds=100.0),
+        ),
+    },
     artifacts={"train": "s3://bucket/train-0123456789ab"},
     config={"train": {"trainer": {"beta": 0.1}}},
     versions={"mint_ray": "0.1.0"},
@@ -119,7 +142,7 @@ def test_the_terminal_shows_counts_and_dropped_rows_in_100_columns_without_colou
 
 def test_markdown_has_one_row_per_metric_and_one_column_per_method() -> None:
     hostile = dataclasses.replace(
-        SUMMARY, methods={"a | b\n<b>": estimates(0.1), "c": {"car": Estimate(0.5, 0.4, 0.6)}}
+        SUMMARY, methods={"a | b\n<b>": estimates(0.1), "c": {"car": Estimate(0.5, 0.4, 0.6)}}, goodput={}
     )
     rows = [line for line in render_markdown(hostile).splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(METRICS)
@@ -281,3 +304,23 @@ def lay_out(page: str, width: int, folder: Path) -> tuple[int, int, int]:
     assert found is not None, done.stdout[-500:]
     scroll, client, high = map(int, found.groups())
     return scroll, client, high
+
+
+def test_reports_say_what_was_rented_and_what_came_of_it() -> None:
+    terminal = " ".join(render_terminal(SUMMARY).split())
+    # 10,000 processor seconds, 8,000 of them work; 1,400 of GPUs
+    assert "rented: 10,000 processor seconds, 80% work, 10% start-up, 7% redone, 3% idle;" in terminal
+    assert "1,400 GPU seconds, 86% work, 7% start-up, 7% redone, 0% idle; 1 min 05 s waited for resources" in terminal
+    rows = [
+        ["score", "1", "48 s", "4.0 s", "1,600", "400", "800", "100", "300"],
+        ["train", "2", "2 h 01 min", "1 min 01 s", "8,400", "600", "7,200", "600", "0"],
+        ["train, GPUs", "", "", "", "1,400", "100", "1,200", "100", "0"],
+        ["together", "3", "2 h 02 min", "1 min 05 s", "10,000", "1,000", "8,000", "700", "300"],
+        ["together, GPUs", "", "", "", "1,400", "100", "1,200", "100", "0"],
+    ]
+    markdown, page = render_markdown(SUMMARY), Page(render_html(SUMMARY)).text
+    for row in rows:
+        assert "| " + " | ".join(row) + " |" in markdown
+        assert " ".join(filter(None, row)) in page
+    nothing = dataclasses.replace(SUMMARY, goodput={"prepare": Goodput(attempts=1, wall_seconds=3.0)})
+    assert "rented" not in render_terminal(nothing) + render_markdown(nothing) + Page(render_html(nothing)).text

@@ -12,6 +12,7 @@ import pytest
 import ray
 import ray.data
 
+from mint_ray.goodput import keep_journal, measure_goodput
 from mint_ray.loading import UserError
 from mint_ray.stages import session
 from mint_ray.stages.session import Ahead, map_blocks
@@ -121,3 +122,33 @@ def test_the_driver_holds_no_more_blocks_than_the_pool_needs() -> None:
     assert [
         session.parts_together(parts, actors) for parts, actors in ((1, 1), (100, 1), (101, 1), (1000, 1), (1000, 8))
     ] == [1, 1, 2, 10, 2]
+
+
+class Slow:
+    """Takes its time to come up, and over each block."""
+
+    def __init__(self) -> None:
+        time.sleep(0.5)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        time.sleep(0.25)
+        return batch
+
+
+@pytest.mark.parametrize("actors", [None, (1, 1)], ids=["tasks", "one"])
+def test_the_attempt_is_told_what_the_workers_held(actors: tuple[int, int] | None, tmp_path: Path) -> None:
+    with keep_journal(str(tmp_path), "score-1") as attempt:
+        batches = list(map_blocks(BLOCKS, Slow, (), actors=actors, cpus=1, gpus=0, keeps=True))
+        attempt.published = True
+    assert [batch.column_names for batch in batches] == [["number"]] * len(BLOCKS)
+    (pool,) = attempt.pools
+    (lease,) = pool.leases.values()
+    assert lease.work >= 0.25 * len(BLOCKS)
+    assert lease.startup >= 0.5 * (1 if actors else len(BLOCKS))
+    assert pool.until is not None
+    assert lease.seen <= pool.until
+    found = measure_goodput(str(tmp_path), "score-1")
+    assert found.work.cpu_seconds == pytest.approx(lease.work)
+    if actors:
+        # one worker has held one processor, and no more, while it was there
+        assert found.rented.cpu_seconds <= found.wall_seconds
