@@ -56,7 +56,8 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     user can mend, before any model is loaded.
     """
     check_pipeline(config)
-    if last not in WITHOUT_STUDENT:
+    # some samplers ask students for their pairs
+    if last not in WITHOUT_STUDENT or config.pair.sampler.students:
         check_sight(config.train.student, shows_image=build_task(config.task, [], 1).shows_image)
     done: Done = {}
     stages = STAGES | {"train": lambda c, done: train_student(c.root, c.train, done["tokenize"], on_evaluation)}
