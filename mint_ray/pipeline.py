@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, find_artifact
 from mint_ray.config import PipelineConfig
+from mint_ray.goodput import measure_goodput
 from mint_ray.loading import UserError, from_data
 from mint_ray.sources import build_source
 from mint_ray.stages.config import Train
@@ -30,7 +31,7 @@ from mint_ray.stages.unpaired import check_texts, pair_texts
 from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
-from mint_ray.telemetry import running
+from mint_ray.telemetry import measure, running
 from mint_ray.trainers import build_trainer
 
 logger = logging.getLogger("mint_ray")
@@ -76,6 +77,7 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
         with running(stage):
             done[stage] = run(config, done)
         logger.info("%s: %s (%.1f s)", stage, done[stage].uri, time.monotonic() - started)
+        tell_spent(done[stage])
         if stage == "prepare":
             check_lengths(config.pair, done["prepare"].manifest.counts["labels"])
         if stage == last:
@@ -107,6 +109,14 @@ def taught(config: PipelineConfig, done: Done) -> Train:
         return config.train
     folder = join(config, done).file_uri(STUDENT)
     return dataclasses.replace(config.train, student=dataclasses.replace(config.train.student, model_id=folder))
+
+
+def tell_spent(artifact: Artifact) -> None:
+    """Tell Prometheus what an artifact has cost: of GPUs, or of processors where no GPU was held."""
+    spent = measure_goodput(artifact.root, artifact.name)
+    held = "gpu_seconds" if spent.rented.gpu_seconds else "cpu_seconds"
+    measure("rented_seconds", getattr(spent.rented, held), run=artifact.name)
+    measure("useful_seconds", getattr(spent.work, held), run=artifact.name)
 
 
 def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifact]:

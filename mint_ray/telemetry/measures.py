@@ -74,8 +74,8 @@ _ROWS = (
     Measure("checkpoint_age_seconds", "gauge", "seconds", "since the last checkpoint, or the start", ("run",)),
     Measure("sweep_trials", "gauge", "trials", "trials of a study in this state", ("run", "state")),
     Measure("trial_gpu_seconds", "histogram", "GPU-seconds", "what a trial cost, however it ended", ("run",), LONG),
-    Measure("useful_seconds", "gauge", "seconds", "of the rented ones, those that ended in an artifact", ("run",)),
-    Measure("rented_seconds", "gauge", "seconds", "time workers were held", ("run",)),
+    Measure("useful_seconds", "gauge", "seconds", "of the rented ones, those whose work became an artifact", ("run",)),
+    Measure("rented_seconds", "gauge", "seconds", "time GPUs were held, or processors where none was", ("run",)),
 )
 MEASURES = {row.name: row for row in _ROWS}
 
