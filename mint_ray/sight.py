@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 FRAME = Frame(size=2048, fit="within")
 """No model looks closer; the processor scales the image from there to what its model takes."""
 
+PROBE = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
+"""An image that every worker has alike."""
+
 OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "cross_attention_mask")
 """What a processor returns that tells of the text, which is tokenised elsewhere."""
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -23,14 +22,11 @@ from mint_ray.layouts.images import image_inputs, inner_model, lay_images, token
 from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.loading import UserError
 from mint_ray.records import Message
-from mint_ray.sight import Sight, View
+from mint_ray.sight import PROBE, Sight, View
 from mint_ray.students.config import Generation, Student
 from mint_ray.students.parts import lay_adapter, rest, train_parts
 from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
 from mint_ray.students.weights import resolve_path, student_place
-
-PROBE = np.linspace(0, 255, 64 * 64 * 3).astype(np.uint8).reshape(64, 64, 3)
-"""An image that every worker has alike."""
 
 
 def load_tokenizer(config: Student) -> Any:

@@ -93,9 +93,9 @@ def build_teacher(config: AnyTeacher) -> Teacher:
 
             return OntologyTeacher(config)
         case Generative():
-            from mint_ray.teachers.generative import GenerativeTeacher
+            from mint_ray.teachers.generative import GenerativeTeacher, GenerativeViewer
 
-            return GenerativeTeacher(config)
+            return GenerativeViewer(config) if config.shows_image else GenerativeTeacher(config)
         case Clip():
             from mint_ray.teachers.clip import ClipTeacher
 

@@ -44,13 +44,16 @@ PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 @settings
 class Generative:
-    """A language model that is asked how likely each label's name is as the answer to a prompt. It sees no image."""
+    """A language model that is asked how likely each label's name is as the answer to a prompt."""
 
     kind: Literal["generative"] = "generative"
     model_id: str
     """Folder of a causal language model in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
     revision: str | None = None
     """Commit of a model of the Hub, all 40 digits, so that what was asked stays known; none for a folder."""
+    shows_image: bool = False
+    """Whether the record's image stands ahead of the prompt, for a model that takes both (LLaVA, Qwen-VL, Llama 3.2
+    Vision and others) with its processor. A record without an image is asked about by the prompt alone."""
     prompt: str = (
         "{text}\nFindings: {findings}.\nAbsent: {absent}.\n\nWhich disease is most likely? Answer with its name."
     )
@@ -63,15 +66,15 @@ class Generative:
     """What the model computes in."""
 
     def __post_init__(self) -> None:
-        _check_template("prompt", self.prompt)
+        _check_template("prompt", self.prompt, may_be_plain=self.shows_image)
         _check_revision(self.revision)
 
 
-def _check_template(name: str, template: str) -> None:
+def _check_template(name: str, template: str, *, may_be_plain: bool = False) -> None:
     for gap in PLACEHOLDER.findall(template):
         if gap not in ("text", "findings", "absent") and not re.fullmatch(r"fields\.\w+", gap):
             raise ValueError(f"{name}: {{{gap}}} is no part of a record; known: text, findings, absent, fields.*")
-    if not PLACEHOLDER.search(template):
+    if not (may_be_plain or PLACEHOLDER.search(template)):
         raise ValueError(
             f"{name}: holds nothing of the record; known: {{text}}, {{findings}}, {{absent}}, {{fields.*}}"
         )

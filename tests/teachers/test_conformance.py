@@ -24,6 +24,7 @@ from mint_ray.teachers.config import (
     Table,
 )
 from tests.encoders import save_tiny_bert
+from tests.seeing import save_tiny_seeing
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student
 
@@ -68,6 +69,12 @@ def generative(tmp_path: Path) -> AnyTeacher:
     return Generative(model_id=str(save_tiny_student(tmp_path / "model")), prompt="{findings}, not {absent}. Which?")
 
 
+def generative_viewer(tmp_path: Path) -> AnyTeacher:
+    torch.set_num_threads(1)
+    model = save_tiny_seeing(tmp_path / "seeing")
+    return Generative(model_id=str(model), prompt="{findings}, not {absent}. Which?", shows_image=True)
+
+
 def clip(tmp_path: Path) -> AnyTeacher:
     torch.set_num_threads(1)
     return Clip(model_id=str(save_tiny_clip(tmp_path / "clip")), text_template="{findings}, not {absent}")
@@ -88,7 +95,10 @@ def ensemble(tmp_path: Path) -> AnyTeacher:
     return Ensemble(members=members, weights="learned")
 
 
-@pytest.fixture(params=[ontology, table, imported, generative, clip, fusion, ensemble], ids=lambda make: make.__name__)
+@pytest.fixture(
+    params=[ontology, table, imported, generative, generative_viewer, clip, fusion, ensemble],
+    ids=lambda make: make.__name__,
+)
 def teacher(request: pytest.FixtureRequest, tmp_path: Path) -> Teacher:
     make: Callable[[Path], AnyTeacher] = request.param
     config = make(tmp_path)

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from mint_ray.layouts import likelihood
 from mint_ray.loading import UserError, from_data
 from mint_ray.records import Label, Phenotype, Record
+from mint_ray.teachers import Viewer, build_teacher
 from mint_ray.teachers.config import Generative
-from mint_ray.teachers.generative import GenerativeTeacher, write_prompt
+from mint_ray.teachers.generative import GenerativeTeacher, GenerativeViewer, write_prompt
+from tests.seeing import save_image, save_tiny_seeing
 from tests.teachers.test_conformance import LABELS
 from tests.tiny import save_tiny_student
 
@@ -125,3 +128,60 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match=r"holds no \.safetensors"):
         fitted(tmp_path).inputs()
+
+
+@pytest.fixture(scope="module", params=["llava", "mllama"])
+def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return save_tiny_seeing(tmp_path_factory.mktemp("seeing") / "model", request.param)
+
+
+def viewer(folder: Path) -> GenerativeViewer:
+    found = build_teacher(Generative(model_id=str(folder), prompt="{text} Which?", shows_image=True, normalise="sum"))
+    assert isinstance(found, GenerativeViewer)
+    found.fit(LABELS, [])
+    return found
+
+
+def with_image(folder: Path, image_uri: str, answer: str) -> float:
+    """Log-probability of `answer` and the end token behind image and prompt, in a plain pass of its own."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    parts = [{"type": "image"}, {"type": "text", "text": "A boy of four. Which?"}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    image = Image.open(image_uri).convert("RGB")
+    asked = processor(text=[prompt], images=[image], return_tensors="pt")
+    said = processor(text=[prompt + answer + "<|im_end|>"], images=[image], return_tensors="pt")
+    with torch.no_grad():
+        logps = model(**said).logits[0].double().log_softmax(-1)
+    first, ids = asked["input_ids"].shape[1], said["input_ids"][0]
+    assert ids[:first].tolist() == asked["input_ids"][0].tolist()
+    return sum(float(logps[place - 1, ids[place]]) for place in range(first, len(ids)))
+
+
+def test_a_model_that_sees_scores_names_behind_the_image(seeing: Path, tmp_path: Path) -> None:
+    record = dataclasses.replace(RECORD, image_uri=save_image(tmp_path / "a.png", 1))
+    row = viewer(seeing).score([record])[0]
+    names = {label.label_id: label.name for label in LABELS}
+    expected = [with_image(seeing, str(tmp_path / "a.png"), names[label]) for label in row.labels]
+    assert row.scores == pytest.approx(expected, abs=1e-3)
+
+
+def test_another_image_gives_other_scores_and_none_is_asked_about_by_the_prompt_alone(
+    seeing: Path, tmp_path: Path
+) -> None:
+    teacher = viewer(seeing)
+    images = [save_image(tmp_path / f"{seed}.png", seed) for seed in (1, 2)]
+    records = [dataclasses.replace(RECORD, image_uri=uri) for uri in (*images, None)]
+    first, second, without = teacher.score(records)
+    assert isinstance(teacher, Viewer)
+    assert len({tuple(row.scores) for row in (first, second, without)}) == 3
+    unread = dataclasses.replace(RECORD, text=None, image_uri=None)
+    missing = dataclasses.replace(RECORD, image_uri=str(tmp_path / "gone.png"))
+    alone = dataclasses.replace(RECORD, text=None, image_uri=images[0])
+    assert [row.reason for row in teacher.score([unread, missing, alone])] == ["nothing_to_ask", "image_missing", None]
+
+
+def test_a_model_that_reads_is_refused_where_images_are_to_be_shown(model: Path) -> None:
+    with pytest.raises(UserError, match="reads text alone, and shows_image is set"):
+        viewer(model).inputs()
