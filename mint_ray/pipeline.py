@@ -63,7 +63,8 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
     check_pipeline(config)
     if last == "join" and config.join is None:
         raise UserError("join: the spec has no such section; its student is one that there is")
-    if last not in WITHOUT_STUDENT and config.join is None:
+    # some samplers ask students for their pairs
+    if config.join is None and (last not in WITHOUT_STUDENT or config.pair.sampler.students):
         check_sight(config.train.student, shows_image=build_task(config.task, [], 1).shows_image)
     done: Done = {}
     stages = STAGES | {"train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"], on_evaluation)}

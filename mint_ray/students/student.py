@@ -120,7 +120,8 @@ class StudentGenerator:
     ) -> None:
         """`adapter` is a folder from `save_adapter`, None for the base model; `batch_size` is prompts per pass.
 
-        `answers` are those that `choose` and `rank` go by. Raises UserError if a tokenizer cannot serve them.
+        `answers` are those that `choose` and `rank` go by. Raises UserError if a tokenizer cannot serve them, or the
+        processor of a student that sees does not fit its model.
         """
         self.sight = load_sight(config)
         self.tokenizer = self.sight.tokenizer if self.sight else load_tokenizer(config)
@@ -143,6 +144,8 @@ class StudentGenerator:
             eos_token_id=sorted(self.eos_ids),
             pad_token_id=self.tokenizer.pad_token_id,
         )
+        if self.sight:
+            self.sight.check(self.model, self._probe([[self.tokenizer.eos_token_id]]))
 
     def look(self, prompt: Sequence[Message], image_uri: str | None) -> View:
         """The image that goes with a prompt, for a student that sees; the three methods below then take one a prompt.
@@ -204,18 +207,18 @@ class StudentGenerator:
     @functools.cached_property
     def _layout(self) -> Layout:
         # tried on what every worker has alike, not on the record that happens to come first
+        return choose_layout(self.model, [self._probe(self._vocabulary.first_names[:4])])
+
+    def _probe(self, completions: list[list[int]]) -> Example:
         prompt = [Message(role="user", content="Which of these is the most likely?")]
         view = self.sight.view(PROBE, "probe") if self.sight else None
-        probe = Example(
+        return Example(
             record_id="probe",
             prompt_ids=self._encode(prompt, view, 0),
-            completions=self._vocabulary.first_names[:4],
+            completions=completions,
             pairs=[],
             image=view.image if view else None,
         )
-        if self.sight:
-            self.sight.check(self.model, probe)
-        return choose_layout(self.model, [probe])
 
     def _encode_all(
         self, prompts: Sequence[Sequence[Message]], views: Sequence[View] | None, new_tokens: int

@@ -21,6 +21,8 @@ from mint_ray.layouts.images import IMAGE
 from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
+from mint_ray.students.config import Student
+from mint_ray.students.parts import lay_adapter
 from mint_ray.students.sight import OF_TEXT
 from tests.seeing import FAMILIES, noise, tiny_seeing
 
@@ -158,14 +160,16 @@ def test_a_row_of_its_own_is_what_the_model_makes_of_its_processor(family: str) 
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_another_image_or_none_to_speak_of_changes_log_probabilities_and_gradients(family: str) -> None:
-    model, expected = exact(family), reference(family)
-    set_attention(model, "sdpa")
+def test_another_image_or_none_to_speak_of_changes_log_probabilities_and_gradients_of_the_adapter(family: str) -> None:
+    expected = reference(family)
+    student = Student(model_id=family, lora_rank=2, whole_parts=())
+    model = lay_adapter(tiny_seeing(family)[0].double().eval(), student, sees=True)
     example = records(family)[0]
     other, _ = processed(family, 7, *SHAPES[0])
     blank = {name: tensor * 0 + 0.01 if name == "pixel_values" else tensor for name, tensor in other.inputs.items()}
     alone = measure(model, SharedPrefixLayout(), [example])
     torch.testing.assert_close(alone.logps, expected.logps[: len(alone.logps)], rtol=0, atol=1e-6)
+    assert all("lora_" in name for name in alone.gradients)
     for image in (other, dataclasses.replace(other, inputs=blank)):
         changed = measure(model, SharedPrefixLayout(), [dataclasses.replace(example, image=image)])
         assert (changed.logps - alone.logps).abs().max() > 1e-3
