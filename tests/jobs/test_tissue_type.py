@@ -45,6 +45,14 @@ def test_a_comparison_is_on_equal_terms_and_has_a_control_that_sees_other_images
     assert methods[2].configs[0].pair.control == "shuffled"
 
 
+def test_a_preset_for_its_student_can_be_laid_over_the_papers_application() -> None:
+    config = load(PipelineConfig, JOBS / "tissue_type.yaml", [], [JOBS / "presets" / "11b_vision_80gb.yaml"])
+    assert config.train.student.model_id == "meta-llama/Llama-3.2-11B-Vision-Instruct"
+    assert (config.train.student.dtype, config.train.trainer.bf16) == ("bfloat16", True)
+    assert config.train.resources.gpus_per_worker == 1
+    assert config.pair.sampler.top == 5
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_the_papers_second_application_runs_on_random_models_of_its_architectures(
