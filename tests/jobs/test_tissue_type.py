@@ -26,7 +26,8 @@ from tests.tiny import save_tiny_student
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TISSUES = [tissue.label_id for tissue in PANNUKE]
-ORGANS = ["lung", "breast", "kidney", "prostate"]
+ORGANS = {"lung": (200, 60, 60), "breast": (60, 190, 60), "kidney": (60, 60, 200), "prostate": (200, 190, 60)}
+"""And the colour of their tissue."""
 ONE_PROCESSOR = [
     "train.resources.cpus_per_worker=1",
     "evaluate.resources.cpus_per_actor=1",
@@ -153,15 +154,15 @@ def test_a_student_of_parts_learns_what_tiles_show_and_one_of_other_images_does_
 
 
 def save_pictures(folder: Path) -> list[str]:
-    """Four patients of each organ, whose tissue has a colour of its own, and nuclei; returns where the spec finds it."""
+    """Six patients of each organ, whose tissue has a colour of its own, and nuclei; returns where the spec finds it."""
     lines = ["image,organ_from_tcga_tss,split"]
     for kind in ("images", "masks", "xml"):
         (folder / kind).mkdir()
-    for organ in ORGANS:
-        for patient in range(4):
+    for organ, colour in ORGANS.items():
+        for patient in range(6):
             name = f"TCGA-{organ[:2].upper()}-{patient:04d}-01Z-00-DX1"
             draw = np.random.default_rng(list(name.encode()))
-            pixels = np.clip(draw.normal(colour_of(organ), 25, (100, 100, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(draw.normal(colour, 25, (100, 100, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / "images" / f"{name}.png")
             corners = [(x, y) for x in (10, 30, 60, 80) for y in (10, 60)]
             squares = [[(x, y), (x + 9, y), (x + 9, y + 9), (x, y + 9)] for x, y in corners]
