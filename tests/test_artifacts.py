@@ -189,7 +189,7 @@ def test_of_two_that_publish_at_the_same_moment_one_wins_and_the_other_says_so(
     with caplog.at_level("INFO"):
         write_in_place(artifact, "A")
     assert storage.read_bytes(artifact.file_uri(MANIFEST)) == published
-    assert caplog.text.count(f"another run has published {artifact.name}; going on with that") == 1
+    assert f"another run has published {artifact.name}; going on with that" in caplog.text
     assert verify(artifact.uri) == []
 
 
