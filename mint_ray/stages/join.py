@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from ray.util.queue import Queue
 
 from mint_ray.artifacts import Artifact, File, open_artifact
 from mint_ray.bundled.pretrained import Place, identity_of, place_of
@@ -18,10 +20,12 @@ from mint_ray.loading import UserError, dump
 from mint_ray.records import Label, Record, Split
 from mint_ray.sight import FRAME
 from mint_ray.stages.config import Join, Published
-from mint_ray.stages.session import map_parts
-from mint_ray.students import check_student, resolve_path, student_revision
+from mint_ray.stages.session import connect, map_parts
+from mint_ray.stages.workers import listen
+from mint_ray.students import check_student, student_place, student_revision
 from mint_ray.students.config import Student
 from mint_ray.students.joined import Caption, Captions, join_models, save_joined, train_projector
+from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
@@ -63,13 +67,14 @@ def join_student(root: str, config: Join, records: Artifact) -> Artifact:
     if artifact.is_complete:
         return artifact
     resources = config.resources
-    with artifact.write() as draft:
+    connect()
+    with artifact.write() as draft, listen(_hear()) as queue:
         [made] = map_parts(
             artifact,
             [WholePart(path=STUDENT)],
             JoinedPart,
             JoinActor,
-            (artifact, config, records),
+            (artifact, config, records, queue),
             actors=None,
             cpus=resources.cpus,
             gpus=resources.gpus,
@@ -80,6 +85,11 @@ def join_student(root: str, config: Join, records: Artifact) -> Artifact:
         draft.metrics.update(made.losses)
     logger.info("join: %s", ", ".join(f"{name} {loss:.3f}" for name, loss in made.losses.items()))
     return artifact
+
+
+def _hear() -> Callable[[int, int], None]:
+    progress = functools.cache(lambda steps: Progress("join", steps, "steps"))
+    return lambda step, steps: progress(steps).reach(step)
 
 
 def check_parts(config: Join) -> None:
@@ -97,9 +107,10 @@ def check_parts(config: Join) -> None:
 class JoinActor:
     """Joins the parts, trains the projector and writes the student to where the artifact belongs."""
 
-    def __init__(self, artifact: Artifact, config: Join, records: Artifact) -> None:
+    def __init__(self, artifact: Artifact, config: Join, records: Artifact, queue: Queue | None = None) -> None:
+        """`queue` gets (step, steps) of the projector's training."""
         torch.set_num_threads(max(1, int(config.resources.cpus)))
-        self.artifact, self.config, self.records = artifact, config, records
+        self.artifact, self.config, self.records, self.queue = artifact, config, records, queue
 
     def work(self, part: WholePart) -> JoinedPart:
         config = self.config
@@ -108,11 +119,7 @@ class JoinActor:
             path=place_of(config.vision.model_id, "vision"),
             revision=config.vision.revision,
         )
-        language = Place(
-            model_id=config.language.model_id,
-            path=resolve_path(_as_student(config.language)),
-            revision=config.language.revision,
-        )
+        language = student_place(_as_student(config.language))
         model, processor = join_models(vision, language, config.seed)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         images = Images()
@@ -131,6 +138,7 @@ class JoinActor:
             epochs=config.num_train_epochs,
             batch_size=batch_size,
             seed=config.seed,
+            tell=self._tell,
         )
         losses |= {f"{split}_after": captions.measure(some, batch_size) for split, some in shown.items() if some}
         with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +146,10 @@ class JoinActor:
             files = self.artifact.write_folder(STUDENT, Path(folder))
         counts = {"captions_train": len(train), "captions_validation": len(validation), "steps": steps}
         return JoinedPart(path=part.path, files=files, counts=counts, dropped=dict(images.unread), losses=losses)
+
+    def _tell(self, step: int, steps: int) -> None:
+        if self.queue is not None:
+            self.queue.put((step, steps))
 
     def _captions(self, split: Split) -> list[Caption]:
         names = {label.label_id: label.name for label in self.records.rows(Label, "labels")}

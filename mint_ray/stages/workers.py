@@ -49,7 +49,7 @@ def run_workers(
     filesystem, place = storage.resolve(storage.join(artifact.root, RUNS))
     least_and_most = resources.num_workers if isinstance(resources.num_workers, tuple) else (resources.num_workers,)
     held = goodput.ask(resources.cpus_per_worker, resources.gpus_per_worker, most=least_and_most[-1], keeps=True)
-    with held as pool, _listen(_Account(pool, hear).hear) as queue:
+    with held as pool, listen(_Account(pool, hear).hear) as queue:
         trainer = functools.partial(
             TorchTrainer,
             _begin(work, pool.asked),
@@ -137,7 +137,7 @@ def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
 
 
 @contextmanager
-def _listen(hear: Callable[..., None]) -> Iterator[Queue]:
+def listen(hear: Callable[..., None]) -> Iterator[Queue]:
     """A queue whose messages a thread of the driver passes to `hear`, up to the first that it raises on."""
     # beside the driver, so that no machine of the workers takes it along when it is lost
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -167,9 +167,19 @@ class Captions:
 
 
 def train_projector(
-    captions: Captions, train: Sequence[Caption], *, learning_rate: float, epochs: float, batch_size: int, seed: int
+    captions: Captions,
+    train: Sequence[Caption],
+    *,
+    learning_rate: float,
+    epochs: float,
+    batch_size: int,
+    seed: int,
+    tell: Callable[[int, int], None] = lambda step, steps: None,
 ) -> int:
-    """Train the projector in place, tower and language model held; returns the number of steps taken."""
+    """Train the projector in place, tower and language model held; returns the number of steps taken.
+
+    `tell(step, steps)` is called after each.
+    """
     model = captions.model
     model.requires_grad_(False)
     projector = model.model.multi_modal_projector.requires_grad_(True)
@@ -187,6 +197,7 @@ def train_projector(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
+        tell(step + 1, steps)
     model.requires_grad_(True)
     return steps
 

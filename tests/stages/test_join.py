@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,19 @@ def test_a_joined_student_in_object_storage_is_read_by_whoever_needs_it(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_stage_publishes_once(tmp_path: Path, parts: Join, ray_cluster: None) -> None:
+def test_the_stage_publishes_once_and_tells_its_steps(
+    tmp_path: Path,
+    parts: Join,
+    ray_cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     records = write_records(str(tmp_path))
-    joined = join_student(str(tmp_path), parts, records)
+    monkeypatch.setattr(logging.getLogger("mint_ray"), "propagate", True)
+    with caplog.at_level("INFO"):
+        joined = join_student(str(tmp_path), parts, records)
+    steps = joined.manifest.counts["steps"]
+    assert f"join: {steps} of {steps} steps" in caplog.text
     assert verify(joined.uri) == []
     assert joined.manifest.metrics["validation_after"] < joined.manifest.metrics["validation_before"]
     assert joined.manifest.counts["captions_train"] == 6

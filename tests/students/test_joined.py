@@ -148,7 +148,10 @@ def test_the_projector_alone_learns_to_name_what_is_seen(tmp_path: Path, languag
     captions = Captions(model, processor, "What?", lambda uri: np.full((32, 32, 3), shades[uri], np.uint8))
     swapped = [Caption(image_uri=one.image_uri, name=other.name) for one, other in zip(train, train[::-1], strict=True)]
     first = captions.measure(train, 2)
-    assert train_projector(captions, train, learning_rate=0.02, epochs=60, batch_size=2, seed=0) == 60
+    told: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"learning_rate": 0.02, "epochs": 60, "batch_size": 2, "seed": 0}
+    assert train_projector(captions, train, **settings, tell=lambda *step: told.append(step)) == 60
+    assert told == [(step, 60) for step in range(1, 61)]
     assert captions.measure(train, 2) < first - 1
     # it is what the images show that was learned, and not what names there are
     assert captions.measure(swapped, 2) > captions.measure(train, 2) + 1
