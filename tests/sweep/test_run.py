@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-c", "from mint_ray.cli import main; main()", "sweep
 
 
 def write_spec(folder: Path, space: str, **sweep: Any) -> Path:
-    student = save_tiny_student(folder / "student")
+    save_tiny_student(folder / "student")
     told = {"metric": "readable", "best": 1, "seeds": 0, **sweep}
     spec = folder / "tiny.yaml"
     spec.write_text(f"""
@@ -39,7 +39,7 @@ prepare:
   splits: {{validation: 0.25, test: 0.25}}
 pair: {{sampler: {{kind: hard, top: 2}}}}
 train:
-  student: {{model_id: {student}, lora_rank: 2}}
+  student: {{model_id: ./student, lora_rank: 2}}
   trainer: {{train_batch_size: 8, max_length: 2048, max_steps: 4, eval_steps: 1, logging_steps: 1}}
   resources: {{cpus_per_worker: 1}}
 evaluate:
@@ -52,8 +52,9 @@ sweep: {{{", ".join(f"{key}: {json.dumps(value)}" for key, value in told.items()
 
 def sweep(spec: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
     done = subprocess.run(
-        [*COMMAND, str(spec), "--json", *arguments], capture_output=True, text=True, timeout=590, env=dict(os.environ)
-    )
+        [*COMMAND, str(spec), "--json", *arguments],
+        capture_output=True, text=True, timeout=590, env=dict(os.environ), cwd=spec.parent,
+    )  # fmt: skip
     assert done.returncode == code, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found | {"said": done.stdout, "log": done.stderr}
@@ -179,7 +180,7 @@ def test_killed_at_a_random_moment_it_goes_on_as_if_nothing_had_happened(
     # counted in entries of the journal, of which a trial makes some twenty: as random on a slow machine as on a fast one
     entries = random.Random(seed).randrange(3, 50)
     with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen([*COMMAND, str(spec)], stdout=log, stderr=log, env=dict(os.environ))
+        driver = subprocess.Popen([*COMMAND, str(spec)], stdout=log, stderr=log, env=dict(os.environ), cwd=spec.parent)
     while driver.poll() is None:
         journals = list((tmp_path / "out" / "sweeps").glob("*.journal"))
         if journals and journals[0].read_bytes().count(b"\n") >= entries:
