@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -89,7 +90,9 @@ class SharedPrefixTrainer:
         )
         # it prints every row of the log; callers bring callbacks of their own
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
+        # autocast does it; PEFT would take every input to float32 first, for autocast to take back
+        with disable_input_dtype_casting(model, active=config.bf16):
+            trainer.train(resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None)
         state = trainer.state
         return TrainResult(
             log_history=list(state.log_history),
