@@ -182,6 +182,7 @@ class StudyScheduler(FIFOScheduler):
                 self._free(result.get("group"))
                 logger.info("sweep: trial %d given up at step %d", number, step)
                 return str(TrialScheduler.STOP)
+            logger.info("sweep: trial %d at step %d: %s %.4g", number, step, rung_metric(self.ledger.sweep), value)
         if "metrics" in result:
             metrics = json.loads(result["metrics"])
             self.ledger.finished(number, metrics, json.loads(result["artifacts"]), result["cost"])
