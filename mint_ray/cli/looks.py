@@ -32,7 +32,7 @@ def check(spec: Path, pixels: bool, **given: Any) -> None:
     from mint_ray.pipeline import check_pipeline
     from mint_ray.stages.pair import check_lengths
     from mint_ray.stages.prepare import select_records
-    from mint_ray.stages.unpaired import select_texts
+    from mint_ray.stages.texts import select_texts
 
     check_pipeline(config)
     prepared = select_records(config.prepare, config.task)

@@ -31,7 +31,8 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
         done = run_pipeline(config, last)
         _show(done, last)
         if show:
-            from mint_ray.stages.pair import describe_pair, sample_pairs
+            from mint_ray.reports.pair import describe_pair
+            from mint_ray.stages.pair import sample_pairs
 
             for pair in sample_pairs(done["pair"], show):
                 click.echo(f"\n{describe_pair(pair)}")

@@ -6,10 +6,9 @@ import dataclasses
 import gc
 import importlib.metadata
 import logging
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, zip_longest
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +30,7 @@ from mint_ray.records import (
 )
 from mint_ray.reports.card import CARD, describe_pairs
 from mint_ray.samplers import Affinity, AnySampler, Knowledge, count_confusions, difficulty, to_affinity
+from mint_ray.samplers.controls import is_swapped, rename_labels
 from mint_ray.stages.config import Gate, Pair
 from mint_ray.stages.session import map_blocks
 from mint_ray.tasks import build_task
@@ -143,24 +143,6 @@ def check_lengths(config: Pair, labels: int) -> None:
         )
 
 
-def is_swapped(record_id: str, seed: int = 0) -> bool:
-    """Whether the control `swapped` exchanges chosen and rejected of a record: of half of them, drawn by their ids."""
-    return random.Random(f"{seed}:swapped:{record_id}").random() < 0.5
-
-
-def rename_labels(label_ids: Sequence[str]) -> dict[str, str]:
-    """Which label the control `relabelled` puts in the place of each: always the same, and never the label itself.
-
-    Raises UserError if there is only one.
-    """
-    order = sorted(label_ids)
-    if len(order) < 2:
-        raise UserError(f"pair.control: relabelled needs two labels to exchange, got {len(order)}")
-    random.Random("relabelled").shuffle(order)
-    # along one ring through all labels, so that none keeps its name
-    return dict(zip(order, [*order[1:], order[0]], strict=True))
-
-
 def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
     """At most `count` pairs to train on, as far apart as the table allows; always the same ones."""
     files = pairs.table_files("train")
@@ -174,31 +156,6 @@ def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
             table = read_part(pairs.file_uri(file.path)).take(here)
             found += from_table(PreferencePair, table)
     return found
-
-
-def describe_pair(pair: PreferencePair) -> str:
-    """A pair as a person reads it: the prompt, the answers side by side, the labels with the teacher's scores."""
-    hardness = "" if pair.difficulty is None else f", difficulty {pair.difficulty:.2f}"
-    prompt = [f"[{message.role}] {message.content}" for message in pair.prompt]
-    if pair.image_uri is not None:
-        first = next((i for i, message in enumerate(pair.prompt) if message.role == "user"), len(prompt))
-        prompt.insert(first, f"[image] {pair.image_uri}")
-    chosen, rejected = (
-        "\n".join(message.content for message in answer).splitlines() for answer in (pair.chosen, pair.rejected)
-    )
-    good, bad = (
-        [f"{score:8.4f}  {label}" for label, score in zip(labels, scores, strict=True)]
-        for labels, scores in ((pair.chosen_labels, pair.chosen_scores), (pair.rejected_labels, pair.rejected_scores))
-    )
-    rows = [
-        ("CHOSEN", "REJECTED"),
-        *zip_longest(chosen, rejected, fillvalue=""),
-        ("teacher's score", "teacher's score"),
-        *zip_longest(good, bad, fillvalue=""),
-    ]
-    width = max(len(left) for left, _ in rows)
-    table = [f"{left:{width}}  |  {right}".rstrip() for left, right in rows]
-    return "\n".join([f"--- {pair.record_id}: {pair.sampler} of {pair.teacher}{hardness}", *prompt, "", *table])
 
 
 class PairingActor:

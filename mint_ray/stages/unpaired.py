@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import random
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +18,21 @@ from mint_ray.bundled.pretrained import identity_of
 from mint_ray.images import Frame, ImageError
 from mint_ray.loading import UserError, dump
 from mint_ray.records import SPLITS, Label, Record, Split, from_table
-from mint_ray.sources import BadRow, build_source
-from mint_ray.stages.config import PairTexts, Prepare, Splits
+from mint_ray.sources import build_source
+from mint_ray.stages.config import PairTexts, Prepare
 from mint_ray.stages.decode import COLUMNS, decode_images, memory_to_decode, seen_images
 from mint_ray.stages.session import Ahead, map_parts
+from mint_ray.stages.texts import (
+    SIMILARITY,
+    TEXT_ID,
+    MadePart,
+    Part,
+    Text,
+    embed_texts,
+    gather_texts,
+    needs_text,
+    parts_of,
+)
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers.config import TwoTowers
@@ -34,56 +42,12 @@ from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
-SIMILARITY, TEXT_ID = "text_similarity", "text_id"
-"""Coded fields of a record that was given a text."""
 BELOW = "below_least_similarity"
 DECODE_TASKS_PER_ACTOR = 4
 IMAGES_PER_PRODUCT = 64
 """Images compared with all texts at a time: their cosines are held as one dense block."""
 DIGITS = 6
 """Decimals of the cosines that are compared. Behind them equal texts differ by how the processor orders its sums."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """One text that records of a split can be given."""
-
-    text_id: str
-    group_id: str
-    split: Split
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Embedding:
-    """What the encoder makes of a text, of norm 1."""
-
-    text_id: str
-    split: Split
-    vector: list[float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """A part of the texts or of the records: the work of one task."""
-
-    path: str
-    """Of the part that is written."""
-    uri: str
-    """Of the part that is read."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class MadePart:
-    """What a task made of a part."""
-
-    path: str
-    read: int
-    files: list[File]
-    given: int
-    """Records that were given a text."""
-    dropped: dict[str, int]
-    """Records that were given none, or were left out for what it says, by reason."""
 
 
 def check_texts(config: PairTexts) -> None:
@@ -145,111 +109,6 @@ def pair_texts(root: str, config: Prepare, task: AnyTask, records: Artifact) -> 
     return artifact
 
 
-def gather_texts(root: str, config: Prepare, records: Artifact) -> Artifact:
-    """Table `texts`: every wording once, in the order of its id, with the split whose records can be given it."""
-    pairing = _chosen(config)
-    settings = {"source": dump(pairing)["source"], "seed": pairing.seed, "splits": dump(config.splits)}
-    settings |= {"max_bad_share": config.max_bad_share, "rows_per_part": config.rows_per_part}
-    inputs = {"records": records.name, **build_source(pairing.source).inputs()}
-    artifact = open_artifact(root, "texts", settings, inputs)
-    if artifact.is_complete:
-        return artifact
-    with artifact.write() as draft:
-        texts, dropped = select_texts(config, records.rows(Record, "records"))
-        draft.counts["texts"] = draft.write_rows(Text, "texts", texts, rows_per_part=config.rows_per_part)
-        draft.counts.update(f"texts_{text.split}" for text in texts)
-        draft.dropped.update(dropped)
-    return artifact
-
-
-def embed_texts(root: str, config: Prepare, texts: Artifact) -> Artifact:
-    """Table `embeddings`, parallel to the parts of `texts`."""
-    pairing = _chosen(config)
-    encoder = pairing.encoder
-    inputs = {"texts": texts.name, "encoder": identity_of(encoder.model_id, encoder.revision)}
-    artifact = open_artifact(root, "embed", {"encoder": dump(encoder)}, inputs)
-    if artifact.is_complete:
-        return artifact
-    resources, parts = pairing.resources, _parts(texts, "texts", "embeddings")
-    progress = Progress("embed", texts.manifest.counts["texts"], "texts")
-    actors = min(resources.actors, len(parts))
-    with artifact.write() as draft:
-        for part in map_parts(
-            artifact,
-            parts,
-            MadePart,
-            EmbedActor,
-            (artifact, encoder),
-            actors=(actors, actors),
-            cpus=resources.cpus_per_actor,
-            gpus=resources.gpus_per_actor,
-        ):
-            progress.add(part.read)
-            draft.placed += part.files
-            draft.counts["texts"] += part.read
-    return artifact
-
-
-def select_texts(config: Prepare, records: Sequence[Record]) -> tuple[list[Text], Counter[str]]:
-    """The texts that `records` can be given, and how many rows of the source are none, by reason.
-
-    A wording stands once, under its least id; one that a record has of its own is left out. Raises UserError if too
-    many rows are bad, no row has a text, or no record or no text is there for a split.
-    """
-    pairing = _chosen(config)
-    name = f"prepare.pair_texts: {getattr(pairing.source, 'uri', pairing.source.kind)}"
-    wanting = [record for record in records if needs_text(record)]
-    if not wanting:
-        raise UserError("prepare.pair_texts: no record has an image and no text, so there is nothing to pair")
-    for record in records:
-        for field in (SIMILARITY, TEXT_ID):
-            if field in record.fields:
-                raise UserError(
-                    f"prepare.pair_texts: record {record.record_id!r}: fields.{field}: is there already, with "
-                    f"{record.fields[field]!r}; that name is for how the record was paired"
-                )
-    found, dropped, total = _read_texts(pairing, config.max_bad_share, name)
-    if not found:
-        raise UserError(f"{name}: text: none of its {total:,} rows has one")
-    taken = {fold(record.text) for record in records if record.text is not None}
-    split_of = {record.group_id: record.split for record in records}
-    texts: list[Text] = []
-    for record in sorted(found, key=lambda record: record.record_id):
-        wording = fold(record.text or "")
-        if wording in taken:
-            dropped["same_wording"] += 1
-            continue
-        taken.add(wording)
-        split = split_of.get(record.group_id) or draw_split(record.group_id, config.splits, pairing.seed)
-        texts.append(Text(text_id=record.record_id, group_id=record.group_id, split=split, text=record.text or ""))
-    there = Counter(text.split for text in texts)
-    for split, count in sorted(Counter(record.split for record in wanting).items()):
-        if not there[split]:
-            raise UserError(
-                f"{name}: none of its {len(texts):,} texts falls to the {split} split, whose {count:,} records need "
-                "some; it wants more texts, smaller groups, another seed or other shares (prepare.splits)"
-            )
-    return texts, +dropped
-
-
-def needs_text(record: Record) -> bool:
-    """Whether a record has an image and no text."""
-    return record.image_uri is not None and record.text is None
-
-
-def draw_split(group_id: str, shares: Splits, seed: int) -> Split:
-    """Where a group of texts falls, whatever other groups there are."""
-    draw = random.Random(f"texts:{seed}:{group_id}").random()
-    if draw < shares.test:
-        return "test"
-    return "validation" if draw < shares.test + shares.validation else "train"
-
-
-def fold(text: str) -> str:
-    """The words of a text, by which it is known: case, punctuation, spaces and the forms of a letter are folded."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
-
-
 def find_nearest(images_ND: Array, texts_MD: Array) -> tuple[list[int], list[float]]:
     """For each image the place of the text of the highest cosine, the first of several, and that cosine.
 
@@ -263,22 +122,6 @@ def find_nearest(images_ND: Array, texts_MD: Array) -> tuple[list[int], list[flo
         places += nearest_N.tolist()
         cosines += cosines_NM[np.arange(len(nearest_N)), nearest_N].tolist()
     return places, cosines
-
-
-class EmbedActor:
-    """Holds the encoder on a worker and embeds the texts of one part after the other."""
-
-    def __init__(self, artifact: Artifact, config: TwoTowers) -> None:
-        self.artifact, self.encoder = artifact, TwoTowerEncoder(config)
-
-    def work(self, part: Part) -> MadePart:
-        texts = from_table(Text, read_part(part.uri))
-        rows = [
-            Embedding(text_id=text.text_id, split=text.split, vector=vector.tolist())
-            for text, vector in zip(texts, self.encoder.read([text.text for text in texts]), strict=True)
-        ]
-        file, rows = self.artifact.write_part_once(part.path, Embedding, rows)
-        return MadePart(path=part.path, read=len(texts), files=[file], given=0, dropped={})
 
 
 class PairActor:
@@ -362,7 +205,7 @@ def _pair(
 ) -> Any:
     files, resources = records.table_files("records"), config.resources
     frame = TwoTowerEncoder(config.encoder).frame
-    parts = _parts(records, "records", "records")
+    parts = parts_of(records, "records", "records")
     actors = min(resources.actors, len(parts))
     return map_parts(
         artifact,
@@ -381,37 +224,6 @@ def _pair(
             tasks=resources.decode_tasks or DECODE_TASKS_PER_ACTOR * resources.actors,
         ),
     )
-
-
-def _read_texts(config: PairTexts, max_bad_share: float, name: str) -> tuple[list[Record], Counter[str], int]:
-    """Records with a text, what else there was by reason, and how many rows in all."""
-    found: list[Record] = []
-    dropped: Counter[str] = Counter()
-    first_bad, bad, total = "", 0, 0
-    seen: set[str] = set()
-    for row in build_source(config.source).read():
-        total += 1
-        if isinstance(row, BadRow):
-            dropped[row.reason] += 1
-            bad, first_bad = bad + 1, first_bad or row.message
-        elif row.record_id in seen:
-            dropped["duplicate_record_id"] += 1
-            bad, first_bad = bad + 1, first_bad or f"record_id: {row.record_id!r} occurs more than once"
-        else:
-            seen.add(row.record_id)
-            # what has no word is no text
-            if row.text is not None and fold(row.text):
-                found.append(row)
-            else:
-                dropped["no_text"] += 1
-    if bad > max_bad_share * total:
-        raise UserError(
-            f"prepare.pair_texts: {first_bad} ({bad} of {total} rows are bad, more than max_bad_share "
-            f"{max_bad_share:g})"
-        )
-    if total == 0:
-        raise UserError(f"{name}: holds no records")
-    return found, dropped, total
 
 
 def _read_vectors(embedded: Artifact) -> dict[Split, Array]:
@@ -443,13 +255,6 @@ def _survey(artifact: Artifact, files: Sequence[File]) -> tuple[Counter[str], in
     return splits, len(groups), len(used), cosines
 
 
-def _parts(artifact: Artifact, table: str, made: str) -> list[Part]:
-    return [
-        Part(path=file.path.replace(f"{table}/", f"{made}/", 1), uri=artifact.file_uri(file.path))
-        for file in artifact.table_files(table)
-    ]
-
-
 def _identity(config: PairTexts) -> dict[str, str]:
     """What the texts and the encoder are, by which the records are known too."""
     encoder = identity_of(config.encoder.model_id, config.encoder.revision)
@@ -466,9 +271,3 @@ def _check_family(config: TwoTowers) -> None:
             raise UserError(
                 f"model_id: {config.model_id}: {found.model_type} is no model of the CLIP family: no {tower}"
             )
-
-
-def _chosen(config: Prepare) -> PairTexts:
-    if config.pair_texts is None:
-        raise ValueError("prepare.pair_texts is not set")
-    return config.pair_texts

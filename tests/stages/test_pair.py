@@ -22,6 +22,7 @@ from mint_ray.records import (
     TeacherScores,
     from_table,
 )
+from mint_ray.reports.pair import describe_pair
 from mint_ray.samplers import (
     AnySampler,
     Confusion,
@@ -37,6 +38,7 @@ from mint_ray.samplers import (
     difficulty,
     to_affinity,
 )
+from mint_ray.samplers.controls import is_swapped, rename_labels
 from mint_ray.stages import pair as module
 from mint_ray.stages.config import Pair
 from mint_ray.stages.pair import (
@@ -44,11 +46,8 @@ from mint_ray.stages.pair import (
     PairsPart,
     ScoresPart,
     check_lengths,
-    describe_pair,
     draw_pairs,
     find_siblings,
-    is_swapped,
-    rename_labels,
     sample_pairs,
 )
 from mint_ray.tasks import build_task

@@ -24,20 +24,8 @@ from mint_ray.sources.config import Table
 from mint_ray.stages.config import PairTexts, PairTextsResources, Prepare, Splits
 from mint_ray.stages.prepare import prepare_records, select_records
 from mint_ray.stages.report import source_notes
-from mint_ray.stages.unpaired import (
-    EmbedActor,
-    ImageDecoder,
-    PairActor,
-    Part,
-    Text,
-    check_texts,
-    draw_split,
-    find_nearest,
-    fold,
-    gather_texts,
-    pair_texts,
-    select_texts,
-)
+from mint_ray.stages.texts import EmbedActor, Part, Text, draw_split, fold, gather_texts, select_texts
+from mint_ray.stages.unpaired import ImageDecoder, PairActor, check_texts, find_nearest, pair_texts
 from mint_ray.tasks.config import AnyTask, ImageLabel, NamedLabel, RareDisease
 from mint_ray.teachers.config import TwoTowers
 from mint_ray.teachers.towers import TwoTowerEncoder
