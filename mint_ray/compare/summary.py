@@ -222,17 +222,17 @@ def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, 
     controls = {method.configs[0].pair.control for method in methods}
     if "swapped" in controls:
         notes.append(
-            "Control `swapped`: in half of the records chosen and rejected are exchanged, so that no preference is "
+            "Control swapped: in half of the records chosen and rejected are exchanged, so that no preference is "
             "left to learn. What it gains over the base student comes from the likelihood of the lists alone."
         )
     if "relabelled" in controls:
         notes.append(
-            "Control `relabelled`: every label was taught under another's name. It must be no better than chance; if "
+            "Control relabelled: every label was taught under another's name. It must be no better than chance; if "
             "it is, something tells the student the answer."
         )
     if "shuffled" in controls:
         notes.append(
-            "Control `shuffled`: the student was shown the image of another record, when it learned and when it was "
+            "Control shuffled: the student was shown the image of another record, when it learned and when it was "
             "asked. It must be no better than chance; if it is, something other than the image tells it the answer."
         )
     if leaks.found:
