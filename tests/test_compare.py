@@ -183,7 +183,8 @@ def test_a_bad_method_is_named(methods: dict[str, Any], more: dict[str, Any], me
 def test_the_shipped_comparison_is_on_equal_terms_and_has_its_controls() -> None:
     shipped = load(ComparisonConfig, Path(__file__).parent.parent / "jobs" / "compare.yaml")
     methods = {method.name: method for method in plan_methods(shipped)}
-    assert all(method.unequal == [] for method in methods.values())
+    unequal = {name: method.unequal for name, method in methods.items() if method.unequal}
+    assert unequal == {"sft on the truth, one name": ["pair.sampler.top"]}
     assert {name for name, method in methods.items() if len(method.configs) != 3} == {"rag"}
     assert {method.configs[0].pair.control for method in methods.values()} == {None, "swapped", "relabelled"}
     assert methods["orpo"].configs[0].pair == Pair(sampler=shipped.pair.sampler)
