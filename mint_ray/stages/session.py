@@ -65,6 +65,9 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS, or start one on this machine with nothing open to others."""
     if not ray.is_initialized():
         _start()
+    # a spec's relative paths mean for trials and training workers what they mean here; Ray would give them folders of
+    # their own to stand in
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True

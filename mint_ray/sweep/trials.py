@@ -60,8 +60,6 @@ def run_trials(ledger: Ledger, config: PipelineConfig) -> None:
         "RAY_AIR_NEW_OUTPUT": "0",
         # a trial that was given up hangs in a report; it need not be waited for
         "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
-        # a spec's relative paths mean for a trial what they mean for the sweep
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     scheduler = StudyScheduler(ledger)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_two_workers_learn_what_one_does(
     alone: tuple[Artifact, Path, dict[str, torch.Tensor]], tmp_path: Path, workers: int, zero_stage: int | None
 ) -> None:
     pairs, student, expected = alone
-    found = weights(tmp_path, pairs, student, workers, zero_stage)
+    # a relative folder is one from where the run was started, for its workers too
+    found = weights(tmp_path, pairs, Path(os.path.relpath(student)), workers, zero_stage)
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=2e-5)
