@@ -39,6 +39,25 @@ def test_a_model_gets_the_fastest_layout_that_serves_it(family, layout, head, at
     assert model.training
 
 
+def test_rounding_in_half_precision_hides_no_rule_of_its_own_and_is_none():
+    # weights as large as trained ones, so that rounding shows: by some 0.1, and by more in one token or the other
+    torch.manual_seed(0)
+    example = Example(
+        record_id="a",
+        prompt_ids=[3 + (7 * index) % 90 for index in range(60)],
+        completions=[[4 + (5 * index) % 90 for index in range(40)], [6 + (11 * index) % 90 for index in range(40)]],
+        pairs=[(0, 1)],
+    )
+    model = tiny_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3)
+    assert choose_layout(model.bfloat16(), [example]).name == "shared_prefix"
+    stubborn = OwnPositions()
+    stubborn.inner.load_state_dict(model.state_dict())
+    assert choose_layout(stubborn.bfloat16(), [example]).name == "concatenated"
+
+
 def test_the_choice_and_its_reason_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="mint_ray.layouts.choice"):
         choose_layout(tiny_model(family="granite"), EXAMPLES)
