@@ -83,8 +83,12 @@ class TrainResources:
     """Records in one forward pass of the validation."""
     row_tokens: int | None = None
     """Pack several records into rows of up to so many tokens; null gives each record a row."""
-    attn_implementation: Literal["sdpa", "flex_attention"] = "sdpa"
-    """Attention kernel; `flex_attention` skips what a mask hides, and trains on GPUs only."""
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = "sdpa"
+    """Attention kernel; `flex_attention` skips what a mask hides, and trains on GPUs only; `eager` keeps what every
+    token attends to, and is the faster one for short rows in bfloat16 on processors."""
+    torch_compile: bool = False
+    """Fuse what a layer does beside its products. The first step takes a minute longer (less once a machine has kept
+    the kernels) and later ones less time; on processors it needs a C++ compiler."""
     gradient_checkpointing: bool = False
     """Work activations out again in the backward pass to save memory."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
@@ -106,6 +110,10 @@ class TrainResources:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.offload != "none" and not self.zero_stage:
             raise ValueError(f"offload {self.offload} needs zero_stage 1, 2 or 3, got {self.zero_stage}")
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "torch_compile cannot see weights that zero_stage 3 gathers as it goes; take stage 0, 1 or 2"
+            )
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError(f"offload parameters needs zero_stage 3, got {self.zero_stage}")
 

@@ -227,8 +227,11 @@ def _activations(
 ) -> int:
     rows, width = _rows(config, resources, record_tokens)
     text, compute = shape.text, engine.compute
-    masked = resources.attn_implementation == "sdpa"
+    masked = resources.attn_implementation != "flex_attention"
     per_layer = rows * width * _kept(text, engine, keys=width if masked else 0, repeats=masked)
+    if resources.attn_implementation == "eager":
+        # what every head attends to, in float32 as the softmax leaves it and as the product takes it
+        per_layer += rows * width * width * text.heads * (FLOAT32 + compute)
     # the largest gradients at a time: of the gated product and of both its factors
     passing = rows * width * compute * 3 * text.intermediate_size
     if resources.gradient_checkpointing:

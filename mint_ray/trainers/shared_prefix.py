@@ -33,6 +33,7 @@ from mint_ray.trainers.arguments import training_arguments
 from mint_ray.trainers.checkpoints import WholeCheckpoints
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.examples import Examples
+from mint_ray.trainers.kernels import compile_layers, set_kernels
 
 FILLER = -1
 """Index of an example without pairs, for a worker that has no record left in a step that all must take."""
@@ -73,9 +74,11 @@ class SharedPrefixTrainer:
             run_name=run_name,
         )
         # ZeRO-3 scatters weights that may not fit one device: no forward pass before the engine has the model
+        set_kernels(model, resources)
         layout: Layout = SharedPrefixLayout(row_tokens=resources.row_tokens)
         if resources.zero_stage != 3:
             layout = choose_layout(model.to(args.device), [train[0]], row_tokens=resources.row_tokens)
+        compile_layers(model, resources)
         stopping = EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience)
         trainer = PairTrainer(
             objective,

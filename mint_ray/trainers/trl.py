@@ -24,6 +24,7 @@ from mint_ray.trainers.arguments import training_arguments
 from mint_ray.trainers.checkpoints import WholeCheckpoints
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.examples import Examples
+from mint_ray.trainers.kernels import compile_layers, set_kernels
 
 try:
     import datasets
@@ -95,6 +96,8 @@ class TrlTrainer:
             max_length=config.max_length,
             **options,
         )
+        set_kernels(model, resources)
+        compile_layers(model, resources)
         stopping = EarlyStoppingCallback(early_stopping_patience=config.early_stopping_patience)
         trainer = method.trainer(
             model=model,

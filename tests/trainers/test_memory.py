@@ -366,3 +366,4 @@ def test_packing_widens_the_mask_and_a_kernel_without_one_takes_less() -> None:
     assert activations(**rows, row_tokens=400) > activations(**rows)
     flexible = {"attn_implementation": "flex_attention", **rows}
     assert activations(**flexible, row_tokens=400) == activations(**flexible) < activations(**rows)
+    assert activations(attn_implementation="eager", **rows) > activations(**rows)
