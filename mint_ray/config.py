@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mint_ray.loading import dump, from_data, settings
-from mint_ray.search import Sweep
+from mint_ray.search import Several, Sweep
 from mint_ray.stages.config import Evaluate, Fit, Join, Pair, Prepare, Score, Train
 from mint_ray.tasks.config import AnyTask
 
@@ -57,6 +57,7 @@ class ComparisonConfig(PipelineConfig):
     """The method that all others are tested against; null tests each against each, which takes a larger difference."""
     max_similarity: float = 0.95
     """Held-out notes at least this like one that was trained on (cosine, 0 to 1) are listed and warned of."""
+    resources: Several = Several()
 
     def __post_init__(self) -> None:
         PipelineConfig.__post_init__(self)

@@ -152,12 +152,12 @@ class Never:
 
 
 @settings
-class SweepResources:
-    """How the work of a sweep is spread; changes no trial."""
+class Several:
+    """How work on several students is spread; changes no result."""
 
     concurrent: int = 1
-    """Trials at a time. What each asks of the cluster stands in the resources of its stages, and nothing is held while
-    a stage waits for them, so that trials delay each other and never block each other."""
+    """Students at a time. What each asks of the cluster stands in the resources of its stages, and nothing is held
+    while a stage waits for them, so that they delay each other and never block each other."""
 
     def __post_init__(self) -> None:
         if self.concurrent < 1:
@@ -185,7 +185,7 @@ class Sweep:
     store: str | None = None
     """Where the Optuna study lies: `sqlite:///study.db`, `postgresql://user:password@host/database`, or the path of a
     journal file; null: a journal file below the root. Written into no artifact and no log."""
-    resources: SweepResources = SweepResources()
+    resources: Several = Several()
 
     def __post_init__(self) -> None:
         if not self.space:

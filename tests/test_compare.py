@@ -14,7 +14,7 @@ import pytest
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
 from mint_ray.compare.plan import Method, plan_methods
-from mint_ray.compare.run import one_line, write_comparison
+from mint_ray.compare.run import write_comparison
 from mint_ray.compare.summary import check_leaks, collect_answers
 from mint_ray.config import ComparisonConfig
 from mint_ray.loading import UserError, from_data, load
@@ -40,6 +40,7 @@ evaluate:
   generation: {{max_new_tokens: 8}}
   resources: {{cpus_per_actor: 1}}
 seeds: [0, 1]
+resources: {{concurrent: 2}}
 methods:
   orpo: {{train.trainer.objective: {{kind: orpo}}}}
   sft, renamed: {{train.trainer.objective: {{kind: sft}}, pair.control: relabelled}}
@@ -333,14 +334,6 @@ def test_each_against_each_leaves_the_teacher_out(tmp_path: Path) -> None:
     assert [(test["first"], test["second"]) for test in found["tests"]] == [
         ("orpo", "base student"), ("sft", "base student"), ("sft", "orpo")
     ]  # fmt: skip
-
-
-def test_an_error_is_told_in_the_line_that_says_what_was_wrong() -> None:
-    wrapped = RuntimeError("a traceback\nTo change retry attempts, configure this and that")
-    wrapped.__cause__ = MemoryError("long story\nno room for 3 GB\n")
-    assert one_line(wrapped) == "MemoryError: no room for 3 GB"
-    assert one_line(UserError("pair.sampler: hard drew no pair")) == "pair.sampler: hard drew no pair"
-    assert one_line(ValueError()) == "ValueError: ValueError()"
 
 
 def test_when_every_method_fails_there_is_still_a_report(tmp_path: Path) -> None:

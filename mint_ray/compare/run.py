@@ -15,6 +15,7 @@ from mint_ray.loading import UserError, dump
 from mint_ray.pipeline import check_pipeline, run_pipeline
 from mint_ray.reports.comparison import render_markdown, render_terminal
 from mint_ray.reports.comparison_page import render_html
+from mint_ray.several import one_line, run_several
 from mint_ray.stages.pair import check_lengths
 from mint_ray.stages.report import MARKDOWN, PAGE, TABLE
 
@@ -33,11 +34,11 @@ class Compared:
 
 
 def run_comparison(config: ComparisonConfig) -> Compared:
-    """Run every method with every seed, one after the other, then write the report.
+    """Run every method with every seed, `resources.concurrent` at a time, then write the report.
 
-    What methods share is done once, and what is complete is not done again, so that the same command goes on after an
-    interruption. A method that fails is left without numbers, and the others go on. Raises UserError, before any work,
-    for a method that cannot be run or is not on equal terms.
+    What methods share is done once, by the first run and ahead of the others, and what is complete is not done again,
+    so that the same command goes on after an interruption. A method that fails is left without numbers, and the others
+    go on. Raises UserError, before any work, for a method that cannot be run or is not on equal terms.
     """
     methods = plan_methods(config)
     shared = shared_config(config)
@@ -46,19 +47,33 @@ def run_comparison(config: ComparisonConfig) -> Compared:
     records = run_pipeline(shared, "prepare")["prepare"]
     for each in (shared, *(method.configs[0] for method in methods)):
         check_lengths(each.pair, records.manifest.counts["labels"])
-    runs: dict[str, list[Done]] = {}
+    specs = {
+        f"{method.name}, run {number} of {len(method.configs)}": each
+        for method in methods
+        for number, each in enumerate(method.configs, start=1)
+    }
+    method_of = {name: name.rpartition(", run ")[0] for name in specs}
+    ended: dict[str, Done] = {}
     failed: dict[str, str] = {}
-    for method in methods:
-        runs[method.name] = []
-        for number, each in enumerate(method.configs, start=1):
-            logger.info("compare: %s, run %d of %d", method.name, number, len(method.configs))
-            try:
-                runs[method.name].append(run_pipeline(each, "evaluate"))
-            except Exception as error:
-                failed[method.name] = one_line(error)
-                told = None if isinstance(error, UserError) else error
-                logger.error("compare: %s failed: %s", method.name, failed[method.name], exc_info=told)
-                break
+    for name, done in run_several(
+        specs,
+        "evaluate",
+        config.resources.concurrent,
+        ahead=1,
+        is_wanted=lambda name: method_of[name] not in failed,
+    ):
+        if isinstance(done, Exception):
+            failed[method_of[name]] = one_line(done)
+            told = None if isinstance(done, UserError) else done
+            logger.error("compare: %s failed: %s", name, one_line(done), exc_info=told)
+        else:
+            ended[name] = done
+            logger.info("compare: %s is done, %d of %d", name, len(ended), len(specs))
+    # in the order of the seeds, whichever ended first
+    runs = {
+        method.name: [ended[name] for name in specs if name in ended and method_of[name] == method.name]
+        for method in methods
+    }
     report = write_comparison(config, methods, records, runs, failed)
     return Compared(report=report, failed=failed)
 
@@ -102,13 +117,3 @@ def write_comparison(
             for method in summary.measured
         }
     return artifact
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong, as it stands in the table."""
-    # what Ray carries over it wraps, and ends with advice of its own
-    inner = getattr(error, "cause", None) or error.__cause__
-    if isinstance(inner, BaseException):
-        return one_line(inner)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"

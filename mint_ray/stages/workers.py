@@ -145,8 +145,12 @@ def listen(hear: Callable[..., None]) -> Iterator[Queue]:
     raised: list[Exception] = []
 
     def listen() -> None:
-        while not done.is_set():
+        while True:
+            # looked at first: what was put before the end is still passed on
+            is_done = done.is_set()
             if queue.empty():
+                if is_done:
+                    return
                 # not a get that times out: each would stand among Ray's failed tasks
                 done.wait(0.5)
                 continue

@@ -24,10 +24,11 @@ from mint_ray.metrics import METRICS, Estimate
 from mint_ray.pipeline import Done, check_pipeline, run_pipeline
 from mint_ray.reports.sweep import SweepSummary, TrialRow, render_markdown, render_terminal
 from mint_ray.reports.sweep_page import render_html
+from mint_ray.several import one_line, run_several
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.sweep.space import check_space, grid
 from mint_ray.sweep.study import ARTIFACTS, CHANGES, CURVE, ERROR, SECONDS, Ledger, completed, open_study, study_name
-from mint_ray.sweep.trials import clear_runs, run_specs, run_trials, rung_metric
+from mint_ray.sweep.trials import clear_runs, run_trials, rung_metric
 
 logger = logging.getLogger("mint_ray")
 
@@ -117,10 +118,18 @@ def _run_seeds(
     missing = [(trial, seed) for trial, seed in asked if f"{trial.number}:{seed}" not in known]
     if missing:
         logger.info("sweep: %d runs with other seeds", len(missing))
-        specs = [replace(judged, {**trial.user_attrs[CHANGES], SEED_PATH: seed}) for trial, seed in missing]
-        found = run_specs(specs, sweep.metric, sweep.resources.concurrent)
-        known |= {f"{trial.number}:{seed}": value for (trial, seed), value in zip(missing, found, strict=True)}
-        study.set_user_attr(SEEDS, known)
+        specs = {
+            f"trial {trial.number}, seed {seed}": replace(judged, {**trial.user_attrs[CHANGES], SEED_PATH: seed})
+            for trial, seed in missing
+        }
+        keys = {f"trial {trial.number}, seed {seed}": f"{trial.number}:{seed}" for trial, seed in missing}
+        for name, done in run_several(specs, "evaluate", sweep.resources.concurrent, attempts=2):
+            known[keys[name]] = (
+                one_line(done)
+                if isinstance(done, Exception)
+                else done["evaluate"].manifest.metrics[ALIGNED][sweep.metric]["value"]
+            )
+            study.set_user_attr(SEEDS, known)
     return {
         trial.number: [
             trial.values[0],

@@ -1,8 +1,4 @@
-"""Run trials by Ray Tune: what is tried next and what is given up, the study decides; Tune keeps nothing of its own.
-
-A trial's driver asks for no processor. Each stage asks for what it needs, all at once, and gives it back before the
-next one asks, so no trial ever holds what another waits for while it waits itself (ray#54305).
-"""
+"""Run trials by Ray Tune: what is tried next and what is given up, the study decides; Tune keeps nothing of its own."""
 
 from __future__ import annotations
 
@@ -13,12 +9,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ray
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -31,6 +26,7 @@ from mint_ray.config import PipelineConfig
 from mint_ray.loading import dump, from_data, replace
 from mint_ray.pipeline import run_pipeline
 from mint_ray.search import Asha, Sweep
+from mint_ray.several import DRIVER
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.stages.session import connect
 from mint_ray.stages.train import GROUP
@@ -38,9 +34,6 @@ from mint_ray.sweep.study import RUN, SECONDS, Ledger
 from mint_ray.telemetry import measure
 
 logger = logging.getLogger("mint_ray")
-
-DRIVER = {"memory": 2.0**20}
-"""What a trial's driver asks for: something, for Tune wants a number, and nothing that a stage could miss."""
 
 REMOVE_AFTER_SECONDS = 20.0
 """After a trial is stopped: more than Tune waits for its end, for a live controller would make a new group."""
@@ -213,30 +206,6 @@ class StudyScheduler(FIFOScheduler):
         return {}
 
 
-def run_specs(configs: Sequence[PipelineConfig], metric: str, concurrent: int) -> list[float | str]:
-    """The metric of the aligned student that each spec comes to, or what it raised twice; so many at a time."""
-    if not configs:
-        return []
-    connect()
-    task = ray.remote(max_calls=1, num_cpus=0, max_retries=1, retry_exceptions=True)(_measure).options(
-        memory=DRIVER["memory"]
-    )
-    found: dict[int, float | str] = {}
-    waiting = list(enumerate(configs))
-    running: dict[Any, int] = {}
-    while waiting or running:
-        while waiting and len(running) < concurrent:
-            place, config = waiting.pop(0)
-            running[task.remote(dump(config), metric)] = place
-        [ended], _ = ray.wait(list(running), num_returns=1)
-        place = running.pop(ended)
-        try:
-            found[place] = ray.get(ended)
-        except ray.exceptions.RayError as error:
-            found[place] = _last_line(error)
-    return [found[place] for place in range(len(configs))]
-
-
 def clear_runs(root: str, ledger: Ledger) -> None:
     """Remove the checkpoints of trials that were given up or failed: nobody goes on from them."""
     for trial in ledger.study.get_trials(deepcopy=False):
@@ -249,11 +218,6 @@ def clear_runs(root: str, ledger: Ledger) -> None:
 def rung_metric(sweep: Sweep) -> str:
     """The validation metric of training that trials are followed by."""
     return sweep.pruner.metric if isinstance(sweep.pruner, Asha) else Asha().metric
-
-
-def _measure(config: dict[str, Any], metric: str) -> float:
-    done = run_pipeline(from_data(PipelineConfig, config), "evaluate")
-    return float(done["evaluate"].manifest.metrics[ALIGNED][metric]["value"])
 
 
 def _remove_group(group: str) -> None:
