@@ -24,6 +24,7 @@ from mint_ray.loading import UserError
 from mint_ray.records import Message
 from mint_ray.sight import PROBE, Sight, View
 from mint_ray.students.config import Generation, Student
+from mint_ray.students.decoding import begin_answers, decode_greedily
 from mint_ray.students.parts import lay_adapter, rest, train_parts
 from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
 from mint_ray.students.weights import resolve_path, student_place
@@ -244,7 +245,7 @@ class StudentGenerator:
         self,
         prompt_ids: list[list[int]],
         views: Sequence[View] | None,
-        complete: Callable[[dict[str, Tensor]], list[str]],
+        complete: Callable[[list[list[int]], Sequence[View] | None], list[str]],
     ) -> list[str]:
         # neighbours of like length waste little on padding; longest first, so that too large a batch fails at once
         order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
@@ -252,31 +253,42 @@ class StudentGenerator:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             looks = [views[index] for index in batch] if views else None
-            inputs = self._pad([prompt_ids[index] for index in batch], looks)
-            for index, text in zip(batch, complete(inputs), strict=True):
+            for index, text in zip(batch, complete([prompt_ids[index] for index in batch], looks), strict=True):
                 completions[index] = text
         return completions
 
-    def _pad(self, prompt_ids: list[list[int]], views: Sequence[View] | None) -> dict[str, Tensor]:
+    def _pad(self, prompt_ids: list[list[int]], views: Sequence[View]) -> dict[str, Tensor]:
+        """Prompts with images, padded on their left."""
         inputs = dict(self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt"))
-        if views:
-            examples = [
-                Example(record_id="", prompt_ids=ids, completions=[], pairs=[], image=view.image)
-                for ids, view in zip(prompt_ids, views, strict=True)
-            ]
-            batch = lay_images(inputs["input_ids"], examples)
-            inputs |= image_inputs(batch) | token_kinds(self.model, batch)
+        examples = [
+            Example(record_id="", prompt_ids=ids, completions=[], pairs=[], image=view.image)
+            for ids, view in zip(prompt_ids, views, strict=True)
+        ]
+        batch = lay_images(inputs["input_ids"], examples)
+        inputs |= image_inputs(batch) | token_kinds(self.model, batch)
         return {name: tensor.to(self.device) for name, tensor in inputs.items()}
 
     @torch.inference_mode()
-    def _complete(self, inputs: dict[str, Tensor]) -> list[str]:
-        output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
-        new_BT = output_BT[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self.tokenizer.decode(self._until_end(new_T), skip_special_tokens=True) for new_T in new_BT]
+    def _complete(self, prompt_ids: list[list[int]], views: Sequence[View] | None) -> list[str]:
+        if views:
+            inputs = self._pad(prompt_ids, views)
+            output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
+            new = [self._until_end(new_T) for new_T in output_BT[:, inputs["input_ids"].shape[1] :].tolist()]
+        else:
+            new = decode_greedily(
+                self.model,
+                prompt_ids,
+                pad_id=self.tokenizer.pad_token_id,
+                end_ids=self.eos_ids,
+                max_new_tokens=self.max_new_tokens,
+            )
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
 
     @torch.inference_mode()
-    def _complete_as_allowed(self, inputs: dict[str, Tensor]) -> list[str]:
+    def _complete_as_allowed(self, prompt_ids: list[list[int]], views: Sequence[View] | None) -> list[str]:
         vocabulary = self._vocabulary
+        pad_id = self.tokenizer.pad_token_id
+        inputs = self._pad(prompt_ids, views) if views else begin_answers(self.model, prompt_ids, pad_id)
         walks = [Walk(vocabulary) for _ in inputs["input_ids"]]
         opened = inputs["input_ids"].shape[1] - len(vocabulary.opening)
 
@@ -285,7 +297,7 @@ class StudentGenerator:
             for token in ids_T[opened + len(walk.ids) :].tolist():
                 if walk.named is None:
                     walk.step(token)
-            return walk.allowed() or [self.tokenizer.pad_token_id]
+            return walk.allowed() or [pad_id]
 
         output_BT = self.model.generate(**inputs, max_new_tokens=vocabulary.longest, prefix_allowed_tokens_fn=allowed)
         for row, ids_T in enumerate(output_BT):
