@@ -71,6 +71,8 @@ def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnE
     listener.hear_all(outcome["log_history"])
     storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
     logger.info("train: %s", ", ".join(f"{name} {value}" for name, value in outcome["metrics"].items()))
+    if config.trainer.kind == "shared_prefix" != outcome["metrics"]["layout"]:
+        logger.warning("train: prompts ran once for each answer; the log of Ray's worker says why they were not shared")
     return artifact
 
 
