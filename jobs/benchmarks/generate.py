@@ -5,8 +5,8 @@
 
 One prompt per call is how the released code of MINT (https://arxiv.org/abs/2505.05736) asks its students. Both sides
 have the same loaded model, the same prompts and as many threads as there are processors; the command fails if an answer
-of the two differs. An answer that ends early waits for the longest of its batch: the base student's seldom end before
-`--max-new-tokens`, those of an aligned one (`--adapter`) do.
+of the two differs. The base student's answers seldom end before `--max-new-tokens`; those of an aligned one, which
+`--adapter` takes, do.
 """
 
 from __future__ import annotations
