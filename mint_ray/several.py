@@ -48,8 +48,9 @@ def run_several(
     if not waiting:
         return
     connect()
-    task = ray.remote(num_cpus=0, max_calls=1, max_retries=attempts - 1, retry_exceptions=attempts > 1)(_run)
-    task = task.options(memory=DRIVER["memory"])
+    # one whose machine is lost begins again in any case, and finds what is there
+    retries = {"max_retries": max(attempts - 1, 1), "retry_exceptions": attempts > 1}
+    task = ray.remote(num_cpus=0, max_calls=1, memory=DRIVER["memory"], **retries)(_run)
     running = dict[Any, str]()
     with listen(_pass_on) as queue:
         while waiting or running:

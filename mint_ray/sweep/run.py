@@ -118,17 +118,13 @@ def _run_seeds(
     missing = [(trial, seed) for trial, seed in asked if f"{trial.number}:{seed}" not in known]
     if missing:
         logger.info("sweep: %d runs with other seeds", len(missing))
+        key_of = {f"trial {trial.number}, seed {seed}": f"{trial.number}:{seed}" for trial, seed in missing}
         specs = {
-            f"trial {trial.number}, seed {seed}": replace(judged, {**trial.user_attrs[CHANGES], SEED_PATH: seed})
-            for trial, seed in missing
+            name: replace(judged, {**trial.user_attrs[CHANGES], SEED_PATH: seed})
+            for name, (trial, seed) in zip(key_of, missing, strict=True)
         }
-        keys = {f"trial {trial.number}, seed {seed}": f"{trial.number}:{seed}" for trial, seed in missing}
         for name, done in run_several(specs, "evaluate", sweep.resources.concurrent, attempts=2):
-            known[keys[name]] = (
-                one_line(done)
-                if isinstance(done, Exception)
-                else done["evaluate"].manifest.metrics[ALIGNED][sweep.metric]["value"]
-            )
+            known[key_of[name]] = one_line(done) if isinstance(done, Exception) else _value(done, sweep.metric)
             study.set_user_attr(SEEDS, known)
     return {
         trial.number: [
@@ -137,6 +133,12 @@ def _run_seeds(
         ]
         for trial in best
     }
+
+
+def _value(done: Done, metric: str) -> float | str:
+    """What the aligned student came to; a student whose answers have no such metric is told like one that raised."""
+    metrics = done["evaluate"].manifest.metrics[ALIGNED]
+    return float(metrics[metric]["value"]) if metric in metrics else f"no {metric}; there are {', '.join(metrics)}"
 
 
 def _choose(best: list[FrozenTrial], values: dict[int, list[float | str]], direction: str) -> FrozenTrial:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -34,14 +34,6 @@ PROMPTS = [
     )
 ]
 LINES = ["POTENTIAL_DISEASES:", *(f"{number}. 'Noonan syndrome'" for number in range(1, 5)), "1. 'Marfan", "'\n2. 'Ma"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
