@@ -56,7 +56,10 @@ class Sight:
         try:
             processor = AutoProcessor.from_pretrained(place.path, revision=place.revision, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"model_id: {place.model_id}: no processor: {' '.join(str(error).split())}") from error
+            hint = "pip install 'mint-ray[vision]': " if isinstance(error, ImportError) else ""
+            raise UserError(
+                f"model_id: {place.model_id}: no processor: {hint}{' '.join(str(error).split())}"
+            ) from error
         if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
             raise UserError(
                 f"model_id: {place.model_id}: {type(processor).__name__} is no processor of images and text"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,16 @@ def test_a_folder_without_a_processor_is_refused_before_anything_is_loaded(folde
     (folder / "processor_config.json").unlink()
     with pytest.raises(UserError, match="no processor of images"):
         check_student(Student(model_id=str(folder)))
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed: nothing is missing")
+def test_a_processor_that_also_takes_videos_names_the_extra_it_needs(tmp_path: Path) -> None:
+    folder = save_tiny_seeing(tmp_path / "student", "qwen2_vl")
+    video = {"video_processor_type": "Qwen2VLVideoProcessor"}
+    edit(folder / "processor_config.json", processor_class="Qwen2VLProcessor", video_processor=video)
+    edit(folder / "tokenizer_config.json", processor_class="Qwen2VLProcessor")
+    with pytest.raises(UserError, match=r"pip install 'mint-ray\[vision\]': .*Torchvision"):
+        Sight(student_place(Student(model_id=str(folder))))
 
 
 def test_who_sees_is_shown_images_and_who_reads_is_not(folder: Path, tmp_path: Path) -> None:
