@@ -182,7 +182,6 @@ def test_of_two_that_publish_at_the_same_moment_one_wins_and_the_other_says_so(
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     write_in_place(artifact, "A")
     published = storage.read_bytes(artifact.file_uri(MANIFEST))
-    monkeypatch.setattr(artifacts.logger, "propagate", True)
     # as if the other had published just after it was looked for; were the manifests equal, nobody would have lost
     monkeypatch.setattr(Artifact, "is_complete", False)
     monkeypatch.setattr(artifacts, "git_revision", lambda: "another")

@@ -46,7 +46,6 @@ def test_each_ends_with_its_artifacts_or_what_it_raised_and_its_log_reaches_the_
         asked.append(name)
         return name != "unwanted"
 
-    LOGGER.propagate = True  # the command line turns it off
     with caplog.at_level(logging.INFO, logger="mint_ray"):
         found = dict(run_several(configs, "prepare", concurrent, is_wanted=is_wanted))
     assert asked == ["first", "bad", "unwanted", "other"]

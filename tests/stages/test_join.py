@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +115,9 @@ def test_the_stage_publishes_once_and_tells_its_steps(
     tmp_path: Path,
     parts: Join,
     ray_cluster: None,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     records = write_records(str(tmp_path))
-    monkeypatch.setattr(logging.getLogger("mint_ray"), "propagate", True)
     with caplog.at_level("INFO"):
         joined = join_student(str(tmp_path), parts, records)
     steps = joined.manifest.counts["steps"]

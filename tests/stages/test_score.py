@@ -173,7 +173,6 @@ def test_a_record_the_teacher_fails_on_fails_alone(
         "r00001": "raises", "r00002": "nan", "r00007": "inf", "r00008": "-inf", "r00009": "short", "r00013": "raises",
     }  # fmt: skip
     monkeypatch.setattr(module, "TeacherActor", grumpy(trouble))
-    monkeypatch.setattr(module.logger, "propagate", True)
     made = run(tmp_path)
     rows, expected = made.rows(TeacherScores, "scores"), first.rows(TeacherScores, "scores")
     assert [row for row in rows if row.record_id not in trouble] == [
@@ -337,7 +336,6 @@ def test_of_two_runs_at_once_one_publishes_and_the_other_goes_on_with_that(
         return made
 
     monkeypatch.setattr(module, "_score", overtaken)
-    monkeypatch.setattr(module.logger, "propagate", True)
     caplog.set_level("INFO")
     made = score_records(str(tmp_path), Score(), RareDisease(), teacher, records)
     assert Path(made.file_uri("manifest.json")).read_bytes() == published[0]

@@ -105,10 +105,7 @@ def test_a_user_error_ahead_of_the_actors_is_the_same_here(tmp_path: Path) -> No
     assert str(caught.value) == "record 13: brings bad luck"
 
 
-def test_a_plan_that_the_cluster_cannot_hold_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(session.logger, "propagate", True)
+def test_a_plan_that_the_cluster_cannot_hold_is_told(caplog: pytest.LogCaptureFixture) -> None:
     session.tell_what_lacks({"CPU": 0.5, "GPU": 0})
     assert caplog.text == ""
     session.tell_what_lacks({"CPU": 10_000.5, "GPU": 10_000})
