@@ -2,11 +2,13 @@
 
     python jobs/benchmarks/sweep.py jobs/rare_disease.sweep.yaml sweep.trials=6 --json
 
-The sweep is `mint-ray sweep`, from its start to its report, its runs of the default and of the winner on the test split
-among them. Each of its trials, those that it gave up too, is then run by `mint-ray evaluate` into an empty root, as
-somebody would who changes a spec and runs it again. `ratio` is their time together over the sweep's; `gained` says how
-many seconds less the sweep spent in which stages: what several trials share is made once, and what is given up is not
-made to its end. `beside` is what is left: trials that ran beside each other, and the start of a process for each.
+The sweep is `mint-ray sweep`, from its start to its report. What the report holds is then made again by
+`mint-ray evaluate`, as somebody would who changes a spec and runs it again: the default and each trial, those that were
+given up too, in an empty root of its own, and the default and the winner on the test split where they have been
+trained. `ratio` is the time of all that over the sweep's; `trials_ratio` leaves out of it what is no trial, though the
+sweep's time holds it. `gained_seconds` says how many seconds less the sweep spent in which stages: what several trials
+share is made once, and what is given up is not made to its end. `beside` is what is left: trials that ran beside each
+other, and the start of a process for each.
 """
 
 from __future__ import annotations
@@ -75,20 +77,33 @@ def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         config = read_manifest(swept["report"]).config["sweep"]
         alone = Path(place) / "alone.yaml"
         alone.write_text(json.dumps({key: value for key, value in config.items() if key != "sweep"}))
-        alone_seconds, alone_spent = 0.0, dict.fromkeys(STAGES, 0.0)
+
+        def run_alone(name: str, changes: list[str], split: str) -> float:
+            root = Path(place) / name
+            seconds, _ = mint_ray("evaluate", str(alone), *changes, f"evaluate.split={split}", "--root", str(root))
+            click.echo(f"{name}, {split}: {seconds:.1f} s alone", err=True)
+            return seconds
+
+        specs: dict[str, list[str]] = {"default": []}
         for row in trials:
             changes = [f"{path}={json.dumps(value)}" for path, value in row["changes"].items()]
-            into = Path(place) / f"trial-{row['number']}"
-            seconds, _ = mint_ray("evaluate", str(alone), *changes, "evaluate.split=validation", "--root", str(into))
-            alone_seconds += seconds
-            for part, share in seconds_by_part(into).items():
+            specs[f"trial-{row['number']}"] = changes
+            if row["changes"] == swept["winner"]:
+                winner = f"trial-{row['number']}"
+        seconds = {name: run_alone(name, changes, "validation") for name, changes in specs.items()}
+        tested_seconds = sum(run_alone(name, specs[name], "test") for name in ("default", winner))
+        alone_spent = dict.fromkeys(STAGES, 0.0)
+        for name in specs:
+            for part, share in seconds_by_part(Path(place) / name).items():
                 alone_spent[part] += share
-            click.echo(f"trial {row['number']} ({row['state']}): {seconds:.1f} s alone", err=True)
+    trial_seconds = sum(seconds.values()) - seconds["default"]
+    alone_seconds = sum(seconds.values()) + tested_seconds
     gained = {part: round(alone_spent[part] - spent[part], 1) for part in STAGES}
     gained["beside"] = round(alone_seconds - sweep_seconds - sum(gained.values()), 1)
     ratio = alone_seconds / sweep_seconds
     click.echo(
-        f"{len(trials)} trials: sweep {sweep_seconds:.1f} s, one by one {alone_seconds:.1f} s, ratio {ratio:.2f}; "
+        f"{len(trials)} trials: sweep {sweep_seconds:.1f} s, one by one {alone_seconds:.1f} s, ratio {ratio:.2f} "
+        f"(trials only {trial_seconds / sweep_seconds:.2f}); "
         + ", ".join(f"{part} {seconds:+.1f} s" for part, seconds in gained.items())
     )
     if as_json:
@@ -98,6 +113,7 @@ def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             "sweep_seconds": round(sweep_seconds, 1),
             "alone_seconds": round(alone_seconds, 1),
             "ratio": round(ratio, 3),
+            "trials_ratio": round(trial_seconds / sweep_seconds, 3),
             "gained_seconds": gained,
             "processors": os.cpu_count(),
         }
