@@ -7,8 +7,9 @@ A step is collate, forward, backward and optimiser step, with LoRA on all linear
 what `tests/layouts/test_shared_prefix.py` shows; here the losses stand beside the times. `--device cuda` times a model
 of the shape of Llama-3.2-1B in bfloat16, for which ours takes FlexAttention.
 
-TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of CLIP's ViT-B/14 at 224
-pixels with random weights, and times the layout with one row per answer, which repeats image and prompt, against ours.
+TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of LLaVA-1.5's (arXiv
+2310.03744: CLIP's ViT-L/14 at 336 pixels) with random weights, and times the layout with one row per answer, which
+repeats image and prompt, against ours.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from mint_ray.students import Student, load_model, load_tokenizer
 from mint_ray.students.parts import lay_adapter, rest
 
 BETA = 0.5
-SIDE, PATCH = 224, 14
+SIDE, PATCH = 336, 14
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
 LLAMA_1B = LlamaConfig(
     vocab_size=128_256,
@@ -236,7 +237,7 @@ def build_seeing(student: Student) -> nn.Module:
     torch.manual_seed(0)
     text = load_model(student)
     tower = CLIPVisionConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, image_size=SIDE,
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=SIDE,
         patch_size=PATCH,
     )  # fmt: skip
     config = LlavaConfig(vision_config=tower, text_config=text.config, image_token_id=text.config.vocab_size - 1)
