@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from mint_ray.reports.sweep import (
     render_terminal,
 )
 from mint_ray.reports.sweep_page import render_html
+from tests.reports.test_run_report import CHROMIUM, lay_out
 
 
 def trial(number: int, state: str, value: float | None, seconds: float, **more: object) -> TrialRow:
@@ -136,3 +138,21 @@ def test_a_sweep_of_few_trials_has_a_page_too(trials: list[TrialRow]) -> None:
     assert "Too few trials" in render_html(few)
     render_markdown(few)
     render_terminal(few)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to lay the page out")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_hangs_over_the_edge_of_the_screen(tmp_path: Path, width: int) -> None:
+    long = "x" * 200
+    changes = {"pair.sampler": {"kind": long}, "train.trainer.objective.beta": 0.123456789}
+    wide = dataclasses.replace(
+        SUMMARY,
+        metric="mean_reciprocal_rank",
+        trials=[dataclasses.replace(row, changes=changes) for row in SUMMARY.trials],
+        importance={long: 1.0},
+        config={long: long},
+    )
+    scroll, client, high = lay_out(render_html(wide).replace("<details>", "<details open>"), width, tmp_path)
+    assert client > width - 30
+    assert high > 1000, "the page was laid out"
+    assert scroll <= client
