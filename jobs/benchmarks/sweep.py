@@ -28,6 +28,7 @@ from mint_ray.artifacts import read_manifest
 
 STAGES = {
     "scores": ("prepare", "fit", "score"),
+    "joined student": ("join",),
     "pairs": ("pair", "tokenize"),
     "training and pruning": ("train",),
     "answers": ("answer", "evaluate", "report", "sweep"),

@@ -86,18 +86,21 @@ class Epochs:
 
     def __init__(self, place: Path, resumed: Path | None, queue: Queue | None) -> None:
         self.place, self.resumed, self.queue = place, resumed, queue
+        self.looks = 0
+        """Messages ahead of the first epoch: an attempt that begins again looks at the records again."""
 
     def last(self) -> Path | None:
         return self.resumed
 
     def tell(self, done: int, whole: int) -> None:
         if self.queue is not None:
-            self.queue.put(("records", done, whole, ""))
+            self.looks += 1
+            self.queue.put((self.looks, "records", done, whole, ""))
 
     def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
         checkpoint = None
         if self.queue is not None:
-            self.queue.put(("epochs", epoch, epochs, note))
+            self.queue.put((self.looks + epoch, "epochs", epoch, epochs, note))
             folder = self.place / f"epoch-{epoch}"
             folder.mkdir()
             save(folder)
@@ -109,7 +112,7 @@ class Epochs:
 def _train(artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
     told: dict[str, Progress] = {}
 
-    def tell(unit: str, done: int, whole: int, note: str) -> None:
+    def tell(step: int, unit: str, done: int, whole: int, note: str) -> None:
         if unit not in told:
             told[unit] = Progress("fit", whole, unit)
         told[unit].reach(done, note)

@@ -42,6 +42,8 @@ def run_workers(
 ) -> Any:
     """Ray Train's result of `work({**job, "queue": queue})` in every worker; `hear(*message)` gets what they put there.
 
+    A message begins with a step that grows, also over attempts: one that was reached before is work done again.
+
     A run of the artifact's name that was cut off goes on from its last checkpoint, below `RUNS` of the artifact's root.
     Raises the UserError that a worker raised, and what `hear` raised, after the work is done.
     """

@@ -90,6 +90,18 @@ def test_two_workers_make_the_teacher_that_one_process_makes(
 
 
 @pytest.mark.ray
+def test_a_teacher_is_trained_in_a_worker_and_its_epochs_are_told(
+    ray_cluster: None, tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    prepared = save_records(tmp_path / "out", records, LABELS)
+    config = Fusion(fields={"age": "number"}, findings=True, width=16, epochs=3, batch_size=7)
+    with caplog.at_level("INFO"):
+        artifact = fit_teacher(str(tmp_path / "out"), Fit(teacher=config, resources=HALF), prepared)
+    assert artifact.is_complete
+    assert "fit: 3 of 3 epochs" in caplog.text
+
+
+@pytest.mark.ray
 def test_what_the_user_can_mend_comes_through_as_one_line(
     ray_cluster: None, tmp_path: Path, records: list[Record]
 ) -> None:
