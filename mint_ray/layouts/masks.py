@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -113,10 +113,10 @@ def set_attention(model: nn.Module, attention: str | None) -> None:
         return
     AttentionInterface.register(SPLIT, split_attention)
     AttentionMaskInterface.register(SPLIT, sdpa_mask)
-    config: Any = getattr(model, "module", model).config
-    # what sees images keeps its own
-    inside = [name for name in getattr(config, "sub_configs", {}) if getattr(config, name) is _text_config(model)]
-    cast(Any, model).set_attn_implementation(dict.fromkeys(inside, attention) if inside else attention)
+    # of the layers that read alone: what sees images keeps its own
+    text = _text_config(model)
+    reads = next(part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is text)
+    reads.set_attn_implementation(attention)
 
 
 def _text_config(model: nn.Module) -> Any:

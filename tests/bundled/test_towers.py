@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlamaConfig, LlavaConfig
 
 from mint_ray.bundled.towers import MapTower, MapTowerConfig
+from mint_ray.layouts.masks import SPLIT, attention_of, set_attention
 from tests.encoders import save_tiny_efficientnet
+from tests.tiny import SIZES
 
 
 def test_a_map_becomes_tokens_row_by_row_and_survives_being_saved(tmp_path: Path) -> None:
@@ -27,6 +30,17 @@ def test_a_map_becomes_tokens_row_by_row_and_survives_being_saved(tmp_path: Path
     for row in range(3):
         for column in range(2):
             assert torch.equal(tokens[:, 2 * row + column], map_BCHW[:, :, row, column])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", SPLIT])
+def test_it_keeps_its_own_attention_whatever_the_language_model_takes(tmp_path: Path, attention: str) -> None:
+    network = AutoModel.from_pretrained(save_tiny_efficientnet(tmp_path / "network"))
+    tower = MapTowerConfig(network_config=network.config, hidden_size=128)
+    model = AutoModelForImageTextToText.from_config(LlavaConfig(vision_config=tower, text_config=LlamaConfig(**SIZES)))
+    for name in ("eager" if attention != "eager" else "sdpa", attention):
+        set_attention(model, name)
+    assert attention_of(model) == attention
+    assert model.model.vision_tower.network.config._attn_implementation == "eager"
 
 
 def test_learning_leaves_its_batch_norm_alone(tmp_path: Path) -> None:
