@@ -12,8 +12,6 @@ from mint_ray.loading import UserError, from_data
 from mint_ray.several import one_line, run_several
 from tests.tiny import save_tiny_student
 
-LOGGER = logging.getLogger("mint_ray")
-
 
 @pytest.fixture
 def configs(tmp_path: Path) -> dict[str, PipelineConfig]:

@@ -108,15 +108,20 @@ def attention_of(model: nn.Module) -> str | None:
 
 
 def set_attention(model: nn.Module, attention: str | None) -> None:
-    """Let `model` compute attention by another implementation that transformers knows, or by `SPLIT`, from now on."""
+    """Let the layers of `model` that read compute attention by another implementation from now on, or by `SPLIT`.
+
+    What sees images keeps its own. Raises UserError if `model` does not say which layers those are.
+    """
     if attention == attention_of(model):
         return
     AttentionInterface.register(SPLIT, split_attention)
     AttentionMaskInterface.register(SPLIT, sdpa_mask)
-    # of the layers that read alone: what sees images keeps its own
     text = _text_config(model)
-    reads = next(part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is text)
-    reads.set_attn_implementation(attention)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and part.config is text:
+            part.set_attn_implementation(attention)
+            return
+    raise UserError(f"attn_implementation {attention!r}: {type(model).__name__} has no layers of its text config")
 
 
 def _text_config(model: nn.Module) -> Any:

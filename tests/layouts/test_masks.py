@@ -8,6 +8,7 @@ from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.masks import PADDING, SPLIT, attention_mask, attention_of, dense, set_attention, visibility
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.loading import UserError
+from tests.seeing import tiny_seeing
 from tests.tiny import tiny_model
 
 EXAMPLES = [
@@ -157,3 +158,12 @@ def test_setting_the_attention_that_a_model_has_leaves_it():
     model = tiny_model()
     set_attention(model, "sdpa")
     assert attention_of(model) == "sdpa"
+
+
+def test_layers_that_nobody_can_tell_apart_keep_their_attention() -> None:
+    model, _ = tiny_seeing("llava")
+    language = model.model.language_model
+    language.config = copy.deepcopy(language.config)
+    with pytest.raises(UserError, match="LlavaForConditionalGeneration has no layers of its text config"):
+        set_attention(model, "eager")
+    assert model.model.vision_tower.config._attn_implementation == "sdpa"
