@@ -24,7 +24,7 @@ from mint_ray.stages.session import connect, map_parts
 from mint_ray.stages.workers import listen
 from mint_ray.students import check_student, student_place, student_revision
 from mint_ray.students.config import Student
-from mint_ray.students.joined import Caption, Captions, join_models, save_joined, train_projector
+from mint_ray.students.joined import Caption, Captions, join_models, save_joined, steps_of, train_projector
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
@@ -88,8 +88,8 @@ def join_student(root: str, config: Join, records: Artifact) -> Artifact:
 
 
 def _hear() -> Callable[[int, int], None]:
-    progress = functools.cache(lambda steps: Progress("join", steps, "steps"))
-    return lambda step, steps: progress(steps).reach(step)
+    progress = functools.cache(lambda captions: Progress("join", captions, "captions"))
+    return lambda done, captions: progress(captions).reach(done)
 
 
 def check_parts(config: Join) -> None:
@@ -108,9 +108,10 @@ class JoinActor:
     """Joins the parts, trains the projector and writes the student to where the artifact belongs."""
 
     def __init__(self, artifact: Artifact, config: Join, records: Artifact, queue: Queue | None = None) -> None:
-        """`queue` gets (step, steps) of the projector's training."""
+        """`queue` gets (captions read, captions to be read in all)."""
         torch.set_num_threads(max(1, int(config.resources.cpus)))
         self.artifact, self.config, self.records, self.queue = artifact, config, records, queue
+        self.done = 0
 
     def work(self, part: WholePart) -> JoinedPart:
         config = self.config
@@ -130,26 +131,29 @@ class JoinActor:
         captions = Captions(model, processor, config.question, images.read)
         batch_size = config.train_batch_size
         shown = {"train": train[:: max(1, len(train) // max(1, len(validation)))], "validation": validation}
-        losses = {f"{split}_before": captions.measure(some, batch_size) for split, some in shown.items() if some}
-        steps = train_projector(
+        steps = steps_of(config.num_train_epochs, len(train), batch_size)
+        tell = functools.partial(self._tell, steps * batch_size + 2 * sum(map(len, shown.values())))
+        losses = {f"{split}_before": captions.measure(some, batch_size, tell) for split, some in shown.items() if some}
+        train_projector(
             captions,
             train,
             learning_rate=config.learning_rate,
             epochs=config.num_train_epochs,
             batch_size=batch_size,
             seed=config.seed,
-            tell=self._tell,
+            tell=tell,
         )
-        losses |= {f"{split}_after": captions.measure(some, batch_size) for split, some in shown.items() if some}
+        losses |= {f"{split}_after": captions.measure(some, batch_size, tell) for split, some in shown.items() if some}
         with tempfile.TemporaryDirectory() as folder:
             save_joined(model.cpu(), processor, Path(folder))
             files = self.artifact.write_folder(STUDENT, Path(folder))
         counts = {"captions_train": len(train), "captions_validation": len(validation), "steps": steps}
         return JoinedPart(path=part.path, files=files, counts=counts, dropped=dict(images.unread), losses=losses)
 
-    def _tell(self, step: int, steps: int) -> None:
+    def _tell(self, captions: int, count: int) -> None:
+        self.done += count
         if self.queue is not None:
-            self.queue.put((step, steps))
+            self.queue.put((self.done, captions))
 
     def _captions(self, split: Split) -> list[Caption]:
         names = {label.label_id: label.name for label in self.records.rows(Label, "labels")}

@@ -160,10 +160,21 @@ class Captions:
         return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), target_BL.flatten())
 
     @torch.no_grad()
-    def measure(self, captions: Sequence[Caption], batch_size: int) -> float:
-        """Mean of `loss` over all captions, each weighing the same."""
-        batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
-        return sum(float(self.loss(batch)) * len(batch) for batch in batches) / len(captions)
+    def measure(
+        self, captions: Sequence[Caption], batch_size: int, tell: Callable[[int], None] = lambda count: None
+    ) -> float:
+        """Mean of `loss` over all captions, each weighing the same. `tell(count)` is called of each batch."""
+        summed = 0.0
+        for start in range(0, len(captions), batch_size):
+            batch = captions[start : start + batch_size]
+            summed += float(self.loss(batch)) * len(batch)
+            tell(len(batch))
+        return summed / len(captions)
+
+
+def steps_of(epochs: float, captions: int, batch_size: int) -> int:
+    """Steps of `batch_size` captions that `train_projector` takes."""
+    return max(1, round(epochs * captions / batch_size))
 
 
 def train_projector(
@@ -174,17 +185,14 @@ def train_projector(
     epochs: float,
     batch_size: int,
     seed: int,
-    tell: Callable[[int, int], None] = lambda step, steps: None,
-) -> int:
-    """Train the projector in place, tower and language model held; returns the number of steps taken.
-
-    `tell(step, steps)` is called after each.
-    """
+    tell: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Train the projector in place, tower and language model held. `tell(count)` is called of each batch."""
     model = captions.model
     model.requires_grad_(False)
     projector = model.model.multi_modal_projector.requires_grad_(True)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=learning_rate, weight_decay=0.0)
-    steps = max(1, round(epochs * len(train) / batch_size))
+    steps = steps_of(epochs, len(train), batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, round(WARMUP * steps)), steps)
     waiting: list[Caption] = []
     for step in range(steps):
@@ -197,9 +205,8 @@ def train_projector(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        tell(step + 1, steps)
+        tell(batch_size)
     model.requires_grad_(True)
-    return steps
 
 
 def _read(auto: Any, place: Place, **options: Any) -> Any:

@@ -111,7 +111,7 @@ def test_a_joined_student_in_object_storage_is_read_by_whoever_needs_it(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_stage_publishes_once_and_tells_its_steps(
+def test_the_stage_publishes_once_and_tells_how_far_it_is(
     tmp_path: Path,
     parts: Join,
     ray_cluster: None,
@@ -120,8 +120,10 @@ def test_the_stage_publishes_once_and_tells_its_steps(
     records = write_records(str(tmp_path))
     with caplog.at_level("INFO"):
         joined = join_student(str(tmp_path), parts, records)
-    steps = joined.manifest.counts["steps"]
-    assert f"join: {steps} of {steps} steps" in caplog.text
+    counts = joined.manifest.counts
+    # the projector's steps, and before and after them all of both splits
+    captions = counts["steps"] * parts.train_batch_size + 2 * (counts["captions_train"] + counts["captions_validation"])
+    assert f"join: {captions} of {captions} captions" in caplog.text
     assert verify(joined.uri) == []
     assert joined.manifest.metrics["validation_after"] < joined.manifest.metrics["validation_before"]
     assert joined.manifest.counts["captions_train"] == 6
