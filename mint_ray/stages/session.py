@@ -70,6 +70,8 @@ def connect() -> None:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # one part may well take hours, and a cluster may have to grow first: Ray Data would give up after half an hour
+    context.execution_no_progress_timeout_s = -1
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

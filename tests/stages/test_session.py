@@ -133,6 +133,14 @@ class Slow:
 
 
 @pytest.mark.parametrize("actors", [None, (1, 1)], ids=["tasks", "one"])
+def test_a_block_may_take_longer_than_ray_data_waits_for_one(
+    actors: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.1)
+    assert len(list(map_blocks(BLOCKS[:1], Slow, (), actors=actors, cpus=1, gpus=0))) == 1
+
+
+@pytest.mark.parametrize("actors", [None, (1, 1)], ids=["tasks", "one"])
 def test_the_attempt_is_told_what_the_workers_held(actors: tuple[int, int] | None, tmp_path: Path) -> None:
     with keep_journal(str(tmp_path), "score-1") as attempt:
         batches = list(map_blocks(BLOCKS, Slow, (), actors=actors, cpus=1, gpus=0, keeps=True))
