@@ -5,15 +5,17 @@
 The sweep is `mint-ray sweep`, from its start to its report. What the report holds is then made again by
 `mint-ray evaluate`, as somebody would who changes a spec and runs it again: the default and each trial, those that were
 given up too, in an empty root of its own, and the default and the winner on the test split where they have been
-trained. `ratio` is the time of all that over the sweep's; `trials_ratio` leaves out of it what is no trial, though the
-sweep's time holds it. `gained_seconds` says how many seconds less the sweep spent in which stages: what several trials
-share is made once, and what is given up is not made to its end. `beside` is what is left: trials that ran beside each
-other, and the start of a process for each.
+trained. `--alone 3` makes the default and three trials at most, the winner among them, and takes the others to last as
+long as these on average; the shortest and the longest of them are told. `ratio` is the time of all that over the
+sweep's; `trials_ratio` leaves out of it what is no trial, though the sweep's time holds it. `gained_seconds` says how
+many seconds less the sweep spent in which stages: what several trials share is made once, and what is given up is not
+made to its end. `beside` is what is left: trials that ran beside each other, and the start of a process for each.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -61,8 +63,9 @@ def seconds_by_part(root: Path) -> dict[str, float]:
 @click.command()
 @click.argument("spec", type=click.Path(exists=True, path_type=Path))
 @click.argument("overrides", nargs=-1)
+@click.option("--alone", "most_alone", type=click.IntRange(min=1), help="Run at most so many trials alone.")
 @click.option("--json", "as_json", is_flag=True, help="Make the last line one JSON object.")
-def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def main(spec: Path, overrides: tuple[str, ...], most_alone: int | None, as_json: bool) -> None:
     """Time the sweep of SPEC against its trials one by one."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place) / "sweep"
@@ -85,25 +88,32 @@ def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             click.echo(f"{name}, {split}: {seconds:.1f} s alone", err=True)
             return seconds
 
-        specs: dict[str, list[str]] = {"default": []}
-        for row in trials:
-            changes = [f"{path}={json.dumps(value)}" for path, value in row["changes"].items()]
-            specs[f"trial-{row['number']}"] = changes
-            if row["changes"] == swept["winner"]:
-                winner = f"trial-{row['number']}"
+        specs = {
+            f"trial-{row['number']}": [f"{path}={json.dumps(value)}" for path, value in row["changes"].items()]
+            for row in trials
+        }
+        winner = next(f"trial-{row['number']}" for row in trials if row["changes"] == swept["winner"])
+        names = [winner, *(name for name in specs if name != winner)]
+        # spread over the sweep, for its later trials are more alike
+        run = names[:: math.ceil(len(names) / (most_alone or len(names)))]
+        specs = {name: specs[name] for name in run}
+        specs["default"] = []
         seconds = {name: run_alone(name, changes, "validation") for name, changes in specs.items()}
         tested_seconds = sum(run_alone(name, specs[name], "test") for name in ("default", winner))
+        default_seconds = seconds.pop("default")
+        stands_for = len(trials) / len(seconds)
         alone_spent = dict.fromkeys(STAGES, 0.0)
         for name in specs:
             for part, share in seconds_by_part(Path(place) / name).items():
-                alone_spent[part] += share
-    trial_seconds = sum(seconds.values()) - seconds["default"]
-    alone_seconds = sum(seconds.values()) + tested_seconds
+                alone_spent[part] += share if name == "default" else share * stands_for
+    trial_seconds = sum(seconds.values()) * stands_for
+    alone_seconds = default_seconds + trial_seconds + tested_seconds
     gained = {part: round(alone_spent[part] - spent[part], 1) for part in STAGES}
     gained["beside"] = round(alone_seconds - sweep_seconds - sum(gained.values()), 1)
     ratio = alone_seconds / sweep_seconds
     click.echo(
-        f"{len(trials)} trials: sweep {sweep_seconds:.1f} s, one by one {alone_seconds:.1f} s, ratio {ratio:.2f} "
+        f"{len(trials)} trials: sweep {sweep_seconds:.1f} s, one by one {alone_seconds:.1f} s ({len(seconds)} run, "
+        f"{min(seconds.values()):.1f} to {max(seconds.values()):.1f} s), ratio {ratio:.2f} "
         f"(trials only {trial_seconds / sweep_seconds:.2f}); "
         + ", ".join(f"{part} {seconds:+.1f} s" for part, seconds in gained.items())
     )
@@ -113,6 +123,8 @@ def main(spec: Path, overrides: tuple[str, ...], as_json: bool) -> None:
             "pruned": sum(row["state"] == "pruned" for row in trials),
             "sweep_seconds": round(sweep_seconds, 1),
             "alone_seconds": round(alone_seconds, 1),
+            "trials_alone": len(seconds),
+            "trial_seconds": [round(min(seconds.values()), 1), round(max(seconds.values()), 1)],
             "ratio": round(ratio, 3),
             "trials_ratio": round(trial_seconds / sweep_seconds, 3),
             "gained_seconds": gained,
