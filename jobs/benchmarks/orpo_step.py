@@ -9,7 +9,8 @@ of the shape of Llama-3.2-1B in bfloat16, for which ours takes FlexAttention.
 
 TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of LLaVA-1.5's (arXiv
 2310.03744: CLIP's ViT-L/14 at 336 pixels) with random weights, and times the layout with one row per answer, which
-repeats image and prompt, against ours.
+repeats image and prompt, against ours. On a GPU it stands before the shape of Llama-3.1-8B, in bfloat16, and
+`--images mllama` takes the shape of Llama-3.2-11B-Vision, which looks at a tile of 560 pixels by cross-attention.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    MllamaConfig,
+    PretrainedConfig,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mint_ray.layouts import Batch, Example, Image, Layout
@@ -60,6 +70,47 @@ LLAMA_1B = LlamaConfig(
     tie_word_embeddings=True,
 )
 """The shape of Llama-3.2-1B; its weights are random, for the speed does not depend on them."""
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
+TOWER = CLIPVisionConfig(
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=SIDE,
+    patch_size=PATCH,
+)
+MLLAMA_11B = MllamaConfig(
+    text_config=MllamaTextConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=40,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        cross_attention_layers=[3, 8, 13, 18, 23, 28, 33, 38],
+        max_position_embeddings=8192,
+    ),
+    vision_config=MllamaVisionConfig(
+        hidden_size=1280,
+        intermediate_size=5120,
+        num_hidden_layers=32,
+        num_global_layers=8,
+        attention_heads=16,
+        image_size=560,
+        patch_size=14,
+        max_num_tiles=4,
+        vision_output_dim=7680,
+    ),
+    image_token_index=128_256,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,22 +122,38 @@ class Shape:
     chosen: tuple[int, ...]
     """Of each pair, or a single one that all pairs have."""
     rejected: tuple[int, ...]
-    shows_image: bool = False
-    """Whether an image stands at the head of the prompt, with `IMAGE_TOKENS` of its tokens."""
 
-    def example(self, rng: random.Random, vocabulary: int) -> Example:
-        first, word = len(self.chosen), vocabulary - 1  # the last token stands for an image, where there is one
-        image = None
-        if self.shows_image:
-            noise = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(rng.randrange(2**31)))
-            image = Image(inputs={"pixel_values": noise}, token_id=word)
+    def example(self, rng: random.Random, config: PretrainedConfig) -> Example:
+        """Random tokens, behind an image of noise if the model of `config` sees."""
+        image, slot = noise(config, rng.randrange(2**31)) if "vision_config" in config.sub_configs else (None, [])
+        first = len(self.chosen)
+        words = config.get_text_config().vocab_size - 1  # the last may stand for an image
         return Example(
             record_id="",
-            prompt_ids=[word] * (IMAGE_TOKENS if image else 0) + [rng.randrange(word) for _ in range(self.prompt)],
-            completions=[[rng.randrange(word) for _ in range(length)] for length in self.chosen + self.rejected],
+            prompt_ids=slot + [rng.randrange(words) for _ in range(self.prompt)],
+            completions=[[rng.randrange(words) for _ in range(length)] for length in self.chosen + self.rejected],
             pairs=[(min(pair, first - 1), first + pair) for pair in range(len(self.rejected))],
             image=image,
         )
+
+
+def noise(config: PretrainedConfig, seed: int) -> tuple[Image, list[int]]:
+    """An image as the model of `config` takes it, and the tokens that stand for it."""
+    generator = torch.Generator().manual_seed(seed)
+    if config.model_type == "llava":
+        pixels = torch.rand(1, 3, SIDE, SIDE, generator=generator)
+        return Image(inputs={"pixel_values": pixels}, token_id=config.image_token_id), [
+            config.image_token_id
+        ] * IMAGE_TOKENS
+    vision = config.vision_config
+    pixels = torch.zeros(1, 1, vision.max_num_tiles, 3, vision.image_size, vision.image_size)
+    pixels[:, :, 0] = torch.rand(pixels.shape[3:], generator=generator)
+    inputs = {
+        "pixel_values": pixels,
+        "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
+        "aspect_ratio_mask": torch.eye(vision.max_num_tiles, dtype=torch.long)[None, :1],
+    }
+    return Image(inputs=inputs, token_id=config.image_token_index), [config.image_token_index]
 
 
 SHAPES = (
@@ -97,12 +164,11 @@ SHAPES = (
 )
 
 IMAGE_SHAPES = (
-    Shape(name="image, prompt 64, answers 20, one pair", prompt=64, chosen=(20,), rejected=(20,), shows_image=True),
+    Shape(name="image, prompt 64, answers 20, one pair", prompt=64, chosen=(20,), rejected=(20,)),
     Shape(
-        name="image, prompt 64, answers 20, four pairs all distinct",
-        prompt=64, chosen=(20,) * 4, rejected=(20,) * 4, shows_image=True,
+        name="image, prompt 64, answers 20, four pairs all distinct", prompt=64, chosen=(20,) * 4, rejected=(20,) * 4
     ),
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -232,24 +298,27 @@ def build_model(student: Student, device: torch.device) -> nn.Module:
     return model.to(device).train()
 
 
-def build_seeing(student: Student) -> nn.Module:
-    """LLaVA around the student: a tower of random weights that rests, and a projector that learns, beside LoRA."""
+def build_seeing(student: Student, family: str, device: torch.device) -> nn.Module:
+    """A tower that rests before a student that learns by LoRA; weights are random, but for a student on processors."""
     torch.manual_seed(0)
-    text = load_model(student)
-    tower = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=SIDE,
-        patch_size=PATCH,
-    )  # fmt: skip
-    config = LlavaConfig(vision_config=tower, text_config=text.config, image_token_id=text.config.vocab_size - 1)
-    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa")
-    model.model.language_model, model.lm_head = text.model, text.lm_head
+    text = None if device.type == "cuda" else load_model(student)
+    config: Any = MLLAMA_11B
+    if family == "llava":
+        told = text.config if text else LLAMA_8B
+        config = LlavaConfig(vision_config=TOWER, text_config=told, image_token_id=told.vocab_size - 1)
+    with device:
+        model = AutoModelForImageTextToText.from_config(
+            config, dtype=None if text else torch.bfloat16, attn_implementation="sdpa"
+        )
+    if text:
+        model.model.language_model, model.lm_head = text.model, text.lm_head
     adapted = lay_adapter(model, student, sees=True)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=1e-3)
     adapted.train()
     rest(model)
-    return adapted
+    return adapted.to(device)
 
 
 def copy_of(model: nn.Module, attention: str) -> nn.Module:
@@ -262,10 +331,9 @@ def copy_of(model: nn.Module, attention: str) -> nn.Module:
 
 def measure(shape: Shape, runners: list[Runner], *, records: int, steps: int, device: torch.device) -> dict[str, Any]:
     """Let the runners take turns over the same records; their first turn is not counted."""
-    vocabulary = int(runners[0].model.config.get_text_config().vocab_size)
     for step in range(steps + 1):
         rng = random.Random(f"{shape.name}:{step}")
-        examples = [shape.example(rng, vocabulary) for _ in range(records)]
+        examples = [shape.example(rng, runners[0].model.config) for _ in range(records)]
         for runner in runners:
             runner.step(examples, device)
     pairs = records * len(shape.rejected)
@@ -314,7 +382,13 @@ def describe(row: dict[str, Any], peak_tflops: float | None) -> str:
 @click.option("--records", default=1, help="Records in a step.")
 @click.option("--shape", "wanted", default="", help="Only the shapes whose name holds this.")
 @click.option("--model-id", default="bundled:smollm2-135m-instruct", help="Student on the processor, in float32.")
-@click.option("--images", is_flag=True, help="Students that see, one row per answer against ours.")
+@click.option(
+    "--images",
+    type=click.Choice(["llava", "mllama"]),
+    is_flag=False,
+    flag_value="llava",
+    help="Students that see, one row per answer against ours.",
+)
 @click.option("--device", default="cpu", help="cpu or cuda.")
 @click.option("--attention", help="Of ours; split sdpa unless given, on a GPU flex_attention.")
 @click.option("--threads", type=int, help="Arithmetic threads; all processors unless given.")
@@ -325,7 +399,7 @@ def main(
     records: int,
     wanted: str,
     model_id: str,
-    images: bool,
+    images: str | None,
     device: str,
     attention: str | None,
     threads: int | None,
@@ -337,8 +411,9 @@ def main(
     if threads is not None:
         torch.set_num_threads(threads)
     student = Student(model_id=model_id, lora_rank=16)
-    model = build_seeing(student).to(place) if images else build_model(student, place)
-    tokenizer = load_tokenizer(student)
+    if images == "mllama" and place.type != "cuda":
+        raise click.UsageError("--images mllama: its eleven billion weights take --device cuda")
+    model = build_seeing(student, images, place) if images else build_model(student, place)
     attention = attention or ("flex_attention" if place.type == "cuda" else SPLIT)
     ours = {
         "ours, NLL on all tokens as TRL": (SharedPrefixLayout(), "full"),
@@ -356,7 +431,7 @@ def main(
                     our_runner("ours", copy_of(model, attention), SharedPrefixLayout(), "completion"),
                 ]
             else:
-                runners = [trl_runner(copy_of(model, "sdpa"), tokenizer, folder, place)]
+                runners = [trl_runner(copy_of(model, "sdpa"), load_tokenizer(student), folder, place)]
                 runners += [our_runner(name, copy_of(model, attention), *how) for name, how in ours.items()]
             rows.append(measure(shape, runners, records=records, steps=steps, device=place))
             click.echo(describe(rows[-1], peak_tflops))

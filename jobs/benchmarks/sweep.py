@@ -44,8 +44,12 @@ def mint_ray(*arguments: str, codes: tuple[int, ...] = (0,)) -> tuple[float, dic
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     if done.returncode not in codes:
         raise SystemExit(f"{' '.join(arguments)}: exit code {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return time.perf_counter() - started, found
+    seconds = time.perf_counter() - started
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except ValueError:
+        raise SystemExit(f"{' '.join(arguments)}: its last line is no JSON object:\n{done.stdout[-2000:]}") from None
+    return seconds, found
 
 
 def seconds_by_part(root: Path) -> dict[str, float]:

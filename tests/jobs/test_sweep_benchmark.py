@@ -20,7 +20,8 @@ def test_the_benchmark_times_a_sweep_and_its_trials_one_by_one(tmp_path: Path) -
         tmp_path, "{train.trainer.learning_rate: {kind: float, low: 0.0001, high: 0.1, log: true}}", trials=2
     )
     command = [sys.executable, str(BENCHMARK), str(spec), "--alone", "1", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=590, env=dict(os.environ))
+    # the spec names its student from where it lies
+    done = subprocess.run(command, capture_output=True, text=True, timeout=590, env=dict(os.environ), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["trials"] == 2
