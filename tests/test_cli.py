@@ -155,6 +155,19 @@ def test_check_estimates_the_memory_of_training_for_the_student_at_hand(folder: 
     assert line.endswith("its machine holds 4.94 GB for it")
 
 
+def test_the_object_is_the_last_line_whatever_is_printed_at_exit(folder: Path) -> None:
+    table = folder / "few.csv"
+    table.write_text(ROWS + "\n".join(f"r{i},g{i},OMIM:{i % 2},HP:0001250" for i in range(12)) + "\n")
+    path = spec(folder, f"{{kind: table, uri: {table}}}", more="pair: {sampler: {kind: hard, top: 1}}\n")
+    code = "import atexit; atexit.register(print, 'late'); from mint_ray.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prepare", str(path), "--json"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith("late\n")
+    assert list(json.loads(done.stdout.splitlines()[-1])["artifacts"]) == ["prepare"]
+
+
 def test_rows_that_are_bad_are_counted_until_there_are_too_many(folder: Path) -> None:
     table = folder / "cases.csv"
     good = [f"r{i},g{i},OMIM:{i % 2},HP:0001250;HP:0001249" for i in range(38)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def _add_stage(verb: str, last: str, summary: str) -> None:
             for pair in sample_pairs(done["pair"], show):
                 click.echo(f"\n{describe_pair(pair)}")
         if as_json:
-            click.echo(json.dumps(_outcome(done)))
+            _print_last(_outcome(done))
 
     if verb == "pair":
         # applied to the finished command: the other verbs have no pairs to show
@@ -83,7 +84,7 @@ def sweep(trials: str | None, log_file: Path | None, as_json: bool, **given: Any
     click.echo(f"report: {outcome.report.file_uri('report.html')}")
     if as_json:
         told = {"study": outcome.study, "winner": outcome.winner, "trials": outcome.trials}
-        click.echo(json.dumps({"report": outcome.report.uri, **told}))
+        _print_last({"report": outcome.report.uri, **told})
     if outcome.failed:
         sys.exit(1)
 
@@ -111,9 +112,16 @@ def compare(log_file: Path | None, as_json: bool, **given: Any) -> None:
     click.echo(f"report: {compared.report.file_uri('report.html')}")
     if as_json:
         metrics = compared.report.manifest.metrics
-        click.echo(json.dumps({"report": compared.report.uri, "metrics": metrics, "failed": compared.failed}))
+        _print_last({"report": compared.report.uri, "metrics": metrics, "failed": compared.failed})
     if compared.failed:
         sys.exit(1)
+
+
+def _print_last(found: dict[str, Any]) -> None:
+    """Print one JSON object; what libraries print as they are torn down goes to standard error after it."""
+    click.echo(json.dumps(found))
+    if sys.stdout is sys.__stdout__:  # not what a caller in this process put there
+        os.dup2(2, 1)
 
 
 def _log_file(root: str) -> Path:
