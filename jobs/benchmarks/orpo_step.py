@@ -79,6 +79,7 @@ LLAMA_8B = LlamaConfig(
     num_key_value_heads=8,
     max_position_embeddings=8192,
 )
+"""The shape of Llama-3.1-8B."""
 TOWER = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,
@@ -87,6 +88,7 @@ TOWER = CLIPVisionConfig(
     image_size=SIDE,
     patch_size=PATCH,
 )
+"""The shape of CLIP's ViT-L/14 at 336 pixels."""
 MLLAMA_11B = MllamaConfig(
     text_config=MllamaTextConfig(
         vocab_size=128_256,
@@ -111,6 +113,7 @@ MLLAMA_11B = MllamaConfig(
     ),
     image_token_index=128_256,
 )
+"""The shape of Llama-3.2-11B-Vision."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,10 +144,8 @@ def noise(config: PretrainedConfig, seed: int) -> tuple[Image, list[int]]:
     """An image as the model of `config` takes it, and the tokens that stand for it."""
     generator = torch.Generator().manual_seed(seed)
     if config.model_type == "llava":
-        pixels = torch.rand(1, 3, SIDE, SIDE, generator=generator)
-        return Image(inputs={"pixel_values": pixels}, token_id=config.image_token_id), [
-            config.image_token_id
-        ] * IMAGE_TOKENS
+        pixels, slot = torch.rand(1, 3, SIDE, SIDE, generator=generator), config.image_token_id
+        return Image(inputs={"pixel_values": pixels}, token_id=slot), [slot] * IMAGE_TOKENS
     vision = config.vision_config
     pixels = torch.zeros(1, 1, vision.max_num_tiles, 3, vision.image_size, vision.image_size)
     pixels[:, :, 0] = torch.rand(pixels.shape[3:], generator=generator)
