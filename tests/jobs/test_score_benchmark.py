@@ -12,6 +12,7 @@ BENCHMARK = Path(__file__).parents[2] / "jobs" / "benchmarks" / "score.py"
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_benchmark_times_loop_and_stage(tmp_path: Path) -> None:
     # as a script, whose own actor travels to the workers by value
     command = [sys.executable, str(BENCHMARK), "--teacher", "constant", "--records", "90", "--rows-per-part", "20"]

@@ -12,7 +12,9 @@ from tests.trainers.workers import tiny_adapter, train
 
 
 @pytest.mark.parametrize("kind", ["shared_prefix", "trl"])
-@pytest.mark.parametrize("kernels", [{"attn_implementation": "eager"}, {"torch_compile": True}])
+@pytest.mark.parametrize(
+    "kernels", [{"attn_implementation": "eager"}, pytest.param({"torch_compile": True}, marks=pytest.mark.slow)]
+)
 def test_the_kernels_that_are_asked_for_run_and_learn_the_same(tmp_path, kind, kernels):
     objective = Orpo(nll_on="full")  # which TRL has too
     config = Arguments(kind=kind, objective=objective, train_batch_size=4, learning_rate=1e-3, logging_steps=1)
