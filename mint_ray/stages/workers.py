@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import threading
 import time
 import uuid
@@ -48,6 +49,9 @@ def run_workers(
     Raises the UserError that a worker raised, and what `hear` raised, after the work is done.
     """
     connect()
+    # Ray Train takes in one report whenever it looks after its workers, by itself every two seconds: reports of a short
+    # run would be waited for long after its last step
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     filesystem, place = storage.resolve(storage.join(artifact.root, RUNS))
     least_and_most = resources.num_workers if isinstance(resources.num_workers, tuple) else (resources.num_workers,)
     held = goodput.ask(resources.cpus_per_worker, resources.gpus_per_worker, most=least_and_most[-1], keeps=True)
