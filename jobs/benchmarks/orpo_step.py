@@ -89,31 +89,8 @@ TOWER = CLIPVisionConfig(
     patch_size=PATCH,
 )
 """The shape of CLIP's ViT-L/14 at 336 pixels."""
-MLLAMA_11B = MllamaConfig(
-    text_config=MllamaTextConfig(
-        vocab_size=128_256,
-        hidden_size=4096,
-        intermediate_size=14_336,
-        num_hidden_layers=40,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        cross_attention_layers=[3, 8, 13, 18, 23, 28, 33, 38],
-        max_position_embeddings=8192,
-    ),
-    vision_config=MllamaVisionConfig(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_global_layers=8,
-        attention_heads=16,
-        image_size=560,
-        patch_size=14,
-        max_num_tiles=4,
-        vision_output_dim=7680,
-    ),
-    image_token_index=128_256,
-)
-"""The shape of Llama-3.2-11B-Vision."""
+MLLAMA_11B = MllamaConfig(text_config=MllamaTextConfig(), vision_config=MllamaVisionConfig(image_size=560))
+"""The shape of Llama-3.2-11B-Vision, which is what transformers takes where nothing is said, but for its images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +118,10 @@ class Shape:
 
 
 def noise(config: PretrainedConfig, seed: int) -> tuple[Image, list[int]]:
-    """An image as the model of `config` takes it, and the tokens that stand for it."""
+    """An image as the model of `config` takes it, and the tokens that stand for it.
+
+    Pixels in [0, 1): (1, 3, side, side) for LLaVA; (1, 1, tiles, 3, side, side) for Mllama, of which the first is seen.
+    """
     generator = torch.Generator().manual_seed(seed)
     if config.model_type == "llava":
         pixels, slot = torch.rand(1, 3, SIDE, SIDE, generator=generator), config.image_token_id
@@ -300,16 +280,16 @@ def build_model(student: Student, device: torch.device) -> nn.Module:
 
 
 def build_seeing(student: Student, family: str, device: torch.device) -> nn.Module:
-    """A tower that rests before a student that learns by LoRA; weights are random, but for a student on processors."""
+    """A tower that rests before one that learns by LoRA; weights are random, but for LLaVA's student on processors."""
     torch.manual_seed(0)
-    text = None if device.type == "cuda" else load_model(student)
+    text = load_model(student) if family == "llava" and device.type != "cuda" else None
     config: Any = MLLAMA_11B
     if family == "llava":
         told = text.config if text else LLAMA_8B
         config = LlavaConfig(vision_config=TOWER, text_config=told, image_token_id=told.vocab_size - 1)
     with device:
         model = AutoModelForImageTextToText.from_config(
-            config, dtype=None if text else torch.bfloat16, attn_implementation="sdpa"
+            config, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, attn_implementation="sdpa"
         )
     if text:
         model.model.language_model, model.lm_head = text.model, text.lm_head

@@ -47,7 +47,7 @@ def mint_ray(*arguments: str, codes: tuple[int, ...] = (0,)) -> tuple[float, dic
     seconds = time.perf_counter() - started
     try:
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except ValueError:
+    except (IndexError, ValueError):
         raise SystemExit(f"{' '.join(arguments)}: its last line is no JSON object:\n{done.stdout[-2000:]}") from None
     return seconds, found
 

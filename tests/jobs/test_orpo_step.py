@@ -5,8 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from mint_ray.layouts.concatenated import ConcatenatedLayout
+from mint_ray.layouts.shared_prefix import SharedPrefixLayout
+from mint_ray.students.config import Student
+from tests.seeing import FAMILIES
 from tests.tiny import save_tiny_student
 
 BENCHMARKS = Path(__file__).parents[2] / "jobs" / "benchmarks"
@@ -25,3 +30,20 @@ def test_the_benchmark_runs_the_same_loss_on_fewer_tokens(tmp_path: Path, monkey
     assert unchunked["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert abs(answer_only["loss"] - theirs["loss"]) > 1e-3
     assert shape["ratio"] == ours["ratio"]
+
+
+def test_a_student_that_cross_attends_has_the_same_loss_in_both_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    module = importlib.import_module("orpo_step")
+    monkeypatch.setattr(module, "MLLAMA_11B", FAMILIES["mllama"]()[0])  # the real one takes a GPU
+    place = torch.device("cpu")
+    model = module.build_seeing(Student(model_id="none", lora_rank=2), "mllama", place)
+    runners = [
+        module.our_runner(name, module.copy_of(model, "sdpa"), layout, "completion")
+        for name, layout in (("rows", ConcatenatedLayout()), ("ours", SharedPrefixLayout()))
+    ]
+    _, four = module.IMAGE_SHAPES
+    row = module.measure(four, runners, records=1, steps=1, device=place)
+    rows, ours = row["runs"]
+    assert (rows["tokens"], ours["tokens"]) == (8 * (1 + 64 + 20), 1 + 64 + 8 * 20)
+    assert ours["loss"] == pytest.approx(rows["loss"], rel=1e-5)
