@@ -28,9 +28,10 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mint_ray import goodput, storage
-from mint_ray.loading import UserError, fingerprint
+from mint_ray import storage
+from mint_ray.config.loader import UserError, fingerprint
 from mint_ray.records import from_dict, from_table, to_table
+from mint_ray.runtime import goodput
 
 logger = logging.getLogger("mint_ray")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Manifest, read_manifest, read_part
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import CELL
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Message, PreferencePair, from_table
 from mint_ray.reports.card import CARD
 from mint_ray.reports.model_card import describe_student

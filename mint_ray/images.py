@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3), red, green, blue."""

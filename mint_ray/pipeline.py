@@ -10,24 +10,24 @@ from importlib.util import find_spec
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, find_artifact
-from mint_ray.config import PipelineConfig
-from mint_ray.goodput import measure_goodput
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.stages import Train
+from mint_ray.runtime.goodput import measure_goodput
 from mint_ray.sources import build_source
-from mint_ray.stages.config import Train
+from mint_ray.stages.benchmark import check_general
+from mint_ray.stages.build_vlm import STUDENT, check_parts, join_student
 from mint_ray.stages.evaluate import answer_records, evaluate_student
 from mint_ray.stages.fit import fit_teacher
-from mint_ray.stages.general import check_general
-from mint_ray.stages.join import STUDENT, check_parts, join_student
+from mint_ray.stages.match_texts import check_texts, pair_texts
 from mint_ray.stages.pair import check_gate, check_lengths, draw_pairs
 from mint_ray.stages.prepare import prepare_records
 from mint_ray.stages.report import write_report
-from mint_ray.stages.retrieval import check_retrieval
+from mint_ray.stages.retrieve import check_retrieval
 from mint_ray.stages.score import score_records
-from mint_ray.stages.shuffle import shuffle_images
+from mint_ray.stages.shuffle_images import shuffle_images
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import OnEvaluation, train_student
-from mint_ray.stages.unpaired import check_texts, pair_texts
 from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher

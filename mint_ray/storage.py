@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS = 10

@@ -73,7 +73,7 @@ def ray_cluster() -> Iterator[None]:
     """Ray on this machine with two processors, ended after the module."""
     import ray
 
-    from mint_ray.stages.session import connect
+    from mint_ray.runtime.session import connect
 
     connect()
     yield

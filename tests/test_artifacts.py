@@ -10,9 +10,9 @@ import pytest
 
 from mint_ray import artifacts, storage
 from mint_ray.artifacts import MANIFEST, RUNS, Artifact, File, open_artifact, read_part, verify
-from mint_ray.goodput import JOURNAL
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, from_table
+from mint_ray.runtime.goodput import JOURNAL
 
 
 def finished(root: Path, value: int = 1) -> Artifact:

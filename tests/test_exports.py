@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.cli import cli
+from mint_ray.config.loader import UserError, dump
+from mint_ray.config.stages import Train
 from mint_ray.exports import FORMATS, export_pairs, export_student
-from mint_ray.loading import UserError, dump
 from mint_ray.records import Message, PreferencePair
-from mint_ray.stages.config import Train
 from mint_ray.students import Student, load_model, load_tokenizer, save_adapter, student_revision
 from tests.tiny import save_tiny_student
 

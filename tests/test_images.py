@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mint_ray.config.loader import UserError
 from mint_ray.images import Frame, ImageError, decode_image, decode_whole, encode_image, read_image, read_images
-from mint_ray.loading import UserError
 
 FRAME = Frame(size=32)
 

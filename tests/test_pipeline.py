@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import read_manifest, verify
-from mint_ray.config import PipelineConfig
-from mint_ray.loading import UserError, load
+from mint_ray.config.loader import UserError, load
+from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.pipeline import check_pipeline
 from tests.stages.tasks import save_local_task
 from tests.tiny import save_tiny_student

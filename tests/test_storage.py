@@ -9,7 +9,7 @@ import pytest
 
 from mint_ray import storage
 from mint_ray.artifacts import open_artifact, verify
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label
 from tests.faults.proxy import FAULTS, Fault, FaultProxy
 

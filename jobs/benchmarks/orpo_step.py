@@ -53,7 +53,7 @@ from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import NllOn, Orpo
 from mint_ray.students import Student, load_model, load_tokenizer
-from mint_ray.students.parts import lay_adapter, rest
+from mint_ray.students.adapters import lay_adapter, rest
 
 BETA = 0.5
 SIDE, PATCH = 336, 14

@@ -21,11 +21,11 @@ import psutil
 from patients import write_records
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
-from mint_ray.loading import from_data
+from mint_ray.config.loader import from_data
+from mint_ray.config.stages import Pair
 from mint_ray.records import Label, Split, TeacherScores
-from mint_ray.stages.config import Pair
+from mint_ray.runtime.session import connect
 from mint_ray.stages.pair import draw_pairs
-from mint_ray.stages.session import connect
 from mint_ray.tasks.config import RareDisease
 
 IN_TURN: tuple[Split, ...] = ("validation", *("train",) * 9)

@@ -41,13 +41,13 @@ from patients import write_records
 from PIL import Image
 
 from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
+from mint_ray.config.loader import dump
+from mint_ray.config.stages import Fit, Score, ScoreResources
 from mint_ray.images import read_images
-from mint_ray.loading import dump
 from mint_ray.records import SPLITS, Label, Record, TeacherScores, from_table
+from mint_ray.runtime.session import connect
 from mint_ray.stages import score as stage
-from mint_ray.stages.config import Fit, Score, ScoreResources
 from mint_ray.stages.fit import fit_teacher
-from mint_ray.stages.session import connect
 from mint_ray.tasks.config import RareDisease
 from mint_ray.teachers import Teacher
 from mint_ray.teachers.config import Imported, Ontology, Table

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 # each brings its verbs into the group
-from mint_ray.cli import cluster, looks, runs  # noqa: F401
+from mint_ray.cli import cluster, inspect, runs  # noqa: F401
 from mint_ray.cli.group import VERBS, cli
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 
 __all__ = ["VERBS", "cli", "main"]
 

@@ -17,7 +17,7 @@ from mint_ray.telemetry import log_to
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from mint_ray.chaos import What
+    from mint_ray.remote.chaos import What
 
 
 ADDRESS = click.option(
@@ -48,22 +48,22 @@ def submit(
     **given: Any,
 ) -> None:
     """Run SPEC on a cluster. The same spec twice is one job; one that failed or was stopped is sent again."""
-    from mint_ray.config import config_of
+    from mint_ray.config.specs import config_class
 
-    config = load_spec(**given, cls=config_of(verb))
+    config = load_spec(**given, cls=config_class(verb))
     log_to(None)
 
-    from mint_ray import parcel, submission
+    from mint_ray.remote import jobs, package
 
-    packed = parcel.pack(config, verb, shared_disk=shared_disk, requirements=requirements)
+    packed = package.pack(config, verb, shared_disk=shared_disk, requirements=requirements)
     if dry_run:
-        click.echo(f"job: {submission.name_job(packed)}\ncommand: {packed.entrypoint}\nroot: {packed.root}")
-        click.echo(f"runtime_env: {json.dumps(submission.runtime_env(packed))}")
+        click.echo(f"job: {jobs.name_job(packed)}\ncommand: {packed.entrypoint}\nroot: {packed.root}")
+        click.echo(f"runtime_env: {json.dumps(jobs.runtime_env(packed))}")
         for name, content in packed.files.items():
             click.echo(f"file: {name}, {len(content):,} bytes")
         return
-    client = submission.connect(address)
-    sent = submission.submit(client, packed, again=again)
+    client = jobs.connect(address)
+    sent = jobs.submit(client, packed, again=again)
     click.echo(f"job: {sent.job_id}{'' if sent.new else ' (on the cluster already)'}")
     if not sent.same_resources:
         click.echo(f"it asks for other resources than this spec: mint-ray stop {sent.job_id} first to change them")
@@ -78,14 +78,14 @@ def submit(
 @click.argument("job_id", required=False)
 def status(address: str, job_id: str | None) -> None:
     """Say how JOB_ID stands and where its artifacts lie; without it, how every job of the cluster does."""
-    from mint_ray import submission
+    from mint_ray.remote import jobs
 
-    client = submission.connect(address)
+    client = jobs.connect(address)
     if job_id is not None:
         _show_job(client, job_id)
         return
-    for job in submission.list_jobs(client):
-        click.echo(submission.describe(job))
+    for job in jobs.list_jobs(client):
+        click.echo(jobs.describe(job))
 
 
 @cli.command()
@@ -96,13 +96,13 @@ def logs(address: str, job_id: str, follow: bool) -> None:
     """Print what JOB_ID has said."""
     log_to(None)
 
-    from mint_ray import submission
+    from mint_ray.remote import jobs
 
-    client = submission.connect(address)
+    client = jobs.connect(address)
     if follow:
         _follow(client, job_id)
     else:
-        click.echo(submission.read_logs(client, job_id), nl=False)
+        click.echo(jobs.read_logs(client, job_id), nl=False)
 
 
 @cli.command()
@@ -110,9 +110,9 @@ def logs(address: str, job_id: str, follow: bool) -> None:
 @click.argument("job_id")
 def stop(address: str, job_id: str) -> None:
     """End JOB_ID. Submitting its spec again goes on from what it has finished."""
-    from mint_ray import submission
+    from mint_ray.remote import jobs
 
-    click.echo(submission.describe(submission.stop(submission.connect(address), job_id)))
+    click.echo(jobs.describe(jobs.stop(jobs.connect(address), job_id)))
 
 
 @cli.command()
@@ -125,7 +125,7 @@ def doctor(address: str, spec: Path | None, **given: Any) -> None:
     """Look for what is wrong with a cluster, and with what SPEC needs of it; exit code 1 if anything is."""
     config = load_spec(spec, **given) if spec else None
 
-    from mint_ray.doctor import examine
+    from mint_ray.remote.doctor import examine
 
     bad = False
     for finding in examine(address, config):
@@ -147,13 +147,13 @@ def chaos(address: str, what: What, seed: int | None, root: str | None, seconds:
 
     Only machines started with --labels=mint-ray-chaos=1 are ever hit, and the head is never killed.
     """
-    from mint_ray import submission
-    from mint_ray.chaos import aim, check_root, strike
+    from mint_ray.remote import jobs
+    from mint_ray.remote.chaos import aim, check_root, strike
 
     if what == "cut-storage":
         root = check_root(root)
     seed = secrets.randbelow(1_000_000) if seed is None else seed
-    client = submission.connect(address)
+    client = jobs.connect(address)
     target = aim(client, what, random.Random(seed))
     click.echo(f"seed: {seed}\n{what}: {target}")
     if dry_run and what != "cut-storage":
@@ -168,10 +168,10 @@ def chaos(address: str, what: What, seed: int | None, root: str | None, seconds:
 
 
 def _follow(client: JobSubmissionClient, job_id: str) -> None:
-    from mint_ray import submission
+    from mint_ray.remote import jobs
 
     try:
-        submission.follow(client, job_id, lambda text: click.echo(text, nl=False))
+        jobs.follow(client, job_id, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on: mint-ray logs --follow {job_id}", err=True)
         raise
@@ -180,11 +180,11 @@ def _follow(client: JobSubmissionClient, job_id: str) -> None:
 
 def _show_job(client: JobSubmissionClient, job_id: str) -> int:
     """Print how a job stands and what it made; its exit code."""
-    from mint_ray import submission
+    from mint_ray.remote import jobs
 
-    job = submission.find(client, job_id)
-    click.echo(submission.describe(job))
-    outcome = submission.read_outcome(submission.read_logs(client, job_id)) if job.status.is_terminal() else {}
+    job = jobs.find(client, job_id)
+    click.echo(jobs.describe(job))
+    outcome = jobs.read_outcome(jobs.read_logs(client, job_id)) if job.status.is_terminal() else {}
     for stage, uri in outcome.get("artifacts", {}).items():
         click.echo(f"{stage}: {uri}")
-    return submission.exit_code(job) if job.status.is_terminal() else 0
+    return jobs.exit_code(job) if job.status.is_terminal() else 0

@@ -54,7 +54,7 @@ def load_spec(
     spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root: str | None, cls: Any = None
 ) -> Any:
     """The config of a run, or of what `cls` says."""
-    from mint_ray.config import PipelineConfig
-    from mint_ray.loading import load
+    from mint_ray.config.loader import load
+    from mint_ray.config.pipeline import PipelineConfig
 
     return load(cls or PipelineConfig, spec, [*overrides, *([f"root={root}"] if root else [])], layers)

@@ -15,7 +15,7 @@ from mint_ray.telemetry import log_to
 
 if TYPE_CHECKING:
     from mint_ray.artifacts import Artifact
-    from mint_ray.config import PipelineConfig
+    from mint_ray.config.pipeline import PipelineConfig
 
 
 def _add_stage(verb: str, last: str, summary: str) -> None:
@@ -68,7 +68,7 @@ def sweep(trials: str | None, log_file: Path | None, as_json: bool, **given: Any
     The same command goes on with a sweep that was cut off. Exit code 1 if a trial raised.
     """
     from mint_ray import storage
-    from mint_ray.config import SweepConfig
+    from mint_ray.config.sweep import SweepConfig
 
     more = int(trials[1:]) if trials and trials.startswith("+") else 0
     if trials and not more:
@@ -99,7 +99,7 @@ def compare(log_file: Path | None, as_json: bool, **given: Any) -> None:
     SPEC is that of a run with `methods` and `seeds`. A method that fails is named in the table, and the others go on;
     the exit code is then 1. The same command goes on where it was cut off.
     """
-    from mint_ray.config import ComparisonConfig
+    from mint_ray.config.comparison import ComparisonConfig
 
     config = load_spec(cls=ComparisonConfig, **given)
     log_to(log_file or _log_file(config.root))

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mint_ray.config import ComparisonConfig, PipelineConfig
-from mint_ray.loading import RESOURCES, UserError, dump, replace
+from mint_ray.config.comparison import ComparisonConfig
+from mint_ray.config.loader import RESOURCES, UserError, dump, replace
+from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.reports.comparison import Role
 from mint_ray.stages.evaluate import ALIGNED, BASE
 

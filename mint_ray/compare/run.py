@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from mint_ray.artifacts import Artifact, open_artifact
 from mint_ray.compare.plan import Method, plan_methods, shared_config
 from mint_ray.compare.summary import Done, summarise_comparison
-from mint_ray.config import ComparisonConfig
-from mint_ray.loading import UserError, dump
+from mint_ray.config.comparison import ComparisonConfig
+from mint_ray.config.loader import UserError, dump
 from mint_ray.pipeline import check_pipeline, run_pipeline
 from mint_ray.reports.comparison import render_markdown, render_terminal
 from mint_ray.reports.comparison_page import render_html
-from mint_ray.several import one_line, run_several
+from mint_ray.runtime.parallel import one_line, run_several
 from mint_ray.stages.pair import check_lengths
 from mint_ray.stages.report import MARKDOWN, PAGE, TABLE
 
@@ -34,7 +34,7 @@ class Compared:
 
 
 def run_comparison(config: ComparisonConfig) -> Compared:
-    """Run every method with every seed, `resources.concurrent` at a time, then write the report.
+    """Run every method with every seed, `resources.max_concurrent` at a time, then write the report.
 
     What methods share is done once, by the first run and ahead of the others, and what is complete is not done again,
     so that the same command goes on after an interruption. A method that fails is left without numbers, and the others
@@ -58,7 +58,7 @@ def run_comparison(config: ComparisonConfig) -> Compared:
     for name, done in run_several(
         specs,
         "evaluate",
-        config.resources.concurrent,
+        config.resources.max_concurrent,
         ahead=1,
         is_wanted=lambda name: method_of[name] not in failed,
     ):

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mint_ray.artifacts import Artifact
-from mint_ray.compare.judge import Answers, Judge
 from mint_ray.compare.plan import Method
-from mint_ray.config import ComparisonConfig
-from mint_ray.loading import dump
-from mint_ray.metrics.leaks import find_nearest
+from mint_ray.compare.statistics import Answers, Judge
+from mint_ray.config.comparison import ComparisonConfig
+from mint_ray.config.loader import dump
+from mint_ray.metrics.near_duplicates import find_nearest
 from mint_ray.records import Label, Prediction, Record, TeacherScores
 from mint_ray.reports.comparison import (
     ComparisonSummary,

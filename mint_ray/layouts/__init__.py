@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 
 Batch = dict[str, Tensor]
 """Tensors that a layout writes and reads back, integers but for `reference_C`. Beside what the layout keeps for itself:

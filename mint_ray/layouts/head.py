@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch, Head, Logps, integers
-from mint_ray.loading import UserError
 
 CHUNK_BYTES = 128 * 2**20
 """Logits held at a time, in bytes: what the loss part costs in memory whatever the vocabulary and the tokens."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch, Example
-from mint_ray.loading import UserError
 
 IMAGE = "image."
 """What the names of those tensors begin with that go to the model as they are."""

@@ -12,9 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch
 from mint_ray.layouts.images import blocks, both_ways
-from mint_ray.loading import UserError
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

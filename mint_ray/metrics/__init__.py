@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mint_ray.metrics.answers import (
+from mint_ray.metrics.paired import PAIRED, Difference, adjust_holm, compare_pair, permutation_p
+from mint_ray.metrics.paper import PAPER_METRICS, measure_as_paper
+from mint_ray.metrics.ranking import (
     LOWER_IS_BETTER,
     METRICS,
     Estimate,
@@ -14,9 +16,7 @@ from mint_ray.metrics.answers import (
     moved,
     per_label,
 )
-from mint_ray.metrics.paired import PAIRED, Difference, adjust_holm, compare_pair, permutation_p
-from mint_ray.metrics.paper import PAPER_METRICS, measure_as_paper
-from mint_ray.metrics.strata import strata
+from mint_ray.metrics.subgroups import strata
 
 __all__ = [
     "LOWER_IS_BETTER",

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mint_ray.metrics.answers import BY_RECORD, draw_groups, draw_runs, index_groups, record_scores
+from mint_ray.metrics.ranking import BY_RECORD, draw_groups, draw_runs, index_groups, record_scores
 from mint_ray.records import Prediction
 
 PAIRED = tuple(BY_RECORD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mint_ray.metrics.strata import AGE_BANDS
+from mint_ray.metrics.subgroups import AGE_BANDS
 from mint_ray.reports import comparison, plots, summary
 from mint_ray.reports.comparison import ComparisonSummary, MethodSummary
 from mint_ray.reports.templates import render_page

@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from mint_ray.goodput import Amount, Goodput
 from mint_ray.metrics import METRICS, Estimate, Moved
+from mint_ray.runtime.goodput import Amount, Goodput
 
 TITLES = {
     "top_1_accuracy": "Top-1 accuracy",

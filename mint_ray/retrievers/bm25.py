@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import bm25s
 import numpy as np
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.retrievers import Document, Hit
 from mint_ray.retrievers.config import Bm25
 

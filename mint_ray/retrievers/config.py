@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 
 
 @settings

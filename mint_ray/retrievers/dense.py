@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from mint_ray.bundled import PREFIX
-from mint_ray.bundled.pretrained import identity_of, place_of
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
+from mint_ray.models.bundled import PREFIX
+from mint_ray.models.pretrained import identity_of, place_of
 from mint_ray.retrievers import Document, Hit
 from mint_ray.retrievers.config import Dense
 

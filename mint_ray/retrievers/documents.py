@@ -13,7 +13,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import load_ontology, read_annotations
 from mint_ray.records import Label, Record
 from mint_ray.retrievers import Document

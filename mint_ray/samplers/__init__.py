@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mint_ray.samplers.affinity import Confusion, Sibling, count_confusions, to_affinity
 from mint_ray.samplers.lists import (
     NOTHING,
     Affinity,
@@ -23,7 +24,6 @@ from mint_ray.samplers.lists import (
 )
 from mint_ray.samplers.mixture import Mixture, Share
 from mint_ray.samplers.on_policy import OnPolicy
-from mint_ray.samplers.tied import Confusion, Sibling, count_confusions, to_affinity
 
 AnySampler = Annotated[
     TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy | Mixture | Truth,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 
 
 def is_swapped(record_id: str, seed: int = 0) -> bool:

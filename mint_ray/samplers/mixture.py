@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 from mint_ray.records import TeacherScores
+from mint_ray.samplers.affinity import Confusion, Sibling
 from mint_ray.samplers.lists import (
     NOTHING,
     Ask,
@@ -24,7 +25,6 @@ from mint_ray.samplers.lists import (
     Uniform,
 )
 from mint_ray.samplers.on_policy import OnPolicy
-from mint_ray.samplers.tied import Confusion, Sibling
 
 SHARED = ("top", "bottom", "pairs_per_record", "truth_first", "seed")
 """Fields in which all members are as the mixture says."""

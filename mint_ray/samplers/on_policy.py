@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 from mint_ray.records import TeacherScores
 from mint_ray.samplers.lists import NOTHING, Knowledge, Sampler, Split, windows
 

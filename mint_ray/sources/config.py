@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 from mint_ray.records import Record, Split
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))

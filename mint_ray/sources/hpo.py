@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import FACE, PHENOTYPIC_ABNORMALITY, Ontology, load_ontology, read_annotations
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow

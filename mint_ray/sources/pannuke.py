@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mint_ray import storage
+from mint_ray.config.loader import UserError
 from mint_ray.images import ImageError, encode_image
-from mint_ray.loading import UserError
 from mint_ray.records import Record, Split
 from mint_ray.sources import BadRow
 from mint_ray.sources.config import PanNuke

@@ -19,7 +19,7 @@ from phenopackets.schema.v2.core.individual_pb2 import Sex
 from phenopackets.schema.v2.core.interpretation_pb2 import GenomicInterpretation
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import load_ontology
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import load_ontology
 from mint_ray.records import SPLITS, Phenotype, Record, Split
 from mint_ray.sources import BadRow, find_group

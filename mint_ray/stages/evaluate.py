@@ -17,17 +17,17 @@ import torch
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
+from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.stages import Evaluate, EvaluateResources, Train
 from mint_ray.images import ImageError
-from mint_ray.loading import UserError, dump, from_data
 from mint_ray.metrics import measure
+from mint_ray.models.vision_processor import View
 from mint_ray.records import Label, Message, Prediction, Record, Split, TeacherScores, from_table
 from mint_ray.retrievers.passages import put_ahead
+from mint_ray.runtime.map_parts import map_parts
 from mint_ray.samplers import AnySampler
-from mint_ray.sight import View
-from mint_ray.stages.config import Evaluate, EvaluateResources, Train
-from mint_ray.stages.general import measure_general
-from mint_ray.stages.retrieval import Passages, choose_passages
-from mint_ray.stages.session import map_parts
+from mint_ray.stages.benchmark import measure_general
+from mint_ray.stages.retrieve import Passages, choose_passages
 from mint_ray.students import Answers, StudentGenerator, student_revision
 from mint_ray.students.config import Generation, Mode, Student
 from mint_ray.tasks import Task, build_task

@@ -19,10 +19,10 @@ from ray.util.queue import Queue
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.loading import dump, from_data
+from mint_ray.config.loader import dump, from_data
+from mint_ray.config.stages import Fit
 from mint_ray.records import Label, Record
-from mint_ray.stages.config import Fit
-from mint_ray.stages.workers import run_workers
+from mint_ray.runtime.train_workers import run_workers
 from mint_ray.teachers import FitReport, Teacher, Trainable, build_teacher
 from mint_ray.telemetry import Progress
 

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mint_ray.artifacts import Artifact, Draft, File, open_artifact, read_part
-from mint_ray.loading import UserError, dump
+from mint_ray.config.loader import UserError, dump
+from mint_ray.config.stages import Gate, Pair
 from mint_ray.ontology import nearest_diseases
 from mint_ray.records import (
     Label,
@@ -29,10 +30,9 @@ from mint_ray.records import (
     to_table,
 )
 from mint_ray.reports.card import CARD, describe_pairs
+from mint_ray.runtime.map_parts import map_blocks
 from mint_ray.samplers import Affinity, AnySampler, Knowledge, count_confusions, difficulty, to_affinity
 from mint_ray.samplers.controls import is_swapped, rename_labels
-from mint_ray.stages.config import Gate, Pair
-from mint_ray.stages.session import map_blocks
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.telemetry import Progress, measure, measure_failed

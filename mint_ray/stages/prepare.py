@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mint_ray.artifacts import Artifact, Draft, open_artifact
+from mint_ray.config.loader import UserError, dump
+from mint_ray.config.stages import Prepare, Splits
 from mint_ray.images import ImageError
-from mint_ray.loading import UserError, dump
 from mint_ray.records import SPLITS, Label, Record, Split
 from mint_ray.sources import BadRow, Illustrator, build_source
 from mint_ray.sources.config import IMAGE
-from mint_ray.stages.config import Prepare, Splits
 from mint_ray.tasks import build_task, make_labels
 from mint_ray.tasks.config import AnyTask, Labels
 from mint_ray.telemetry import Progress

@@ -9,13 +9,13 @@ from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.goodput import measure_goodput
-from mint_ray.loading import from_data
+from mint_ray.config.loader import from_data
+from mint_ray.config.stages import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.metrics import Estimate, moved, per_label
 from mint_ray.records import Label, Prediction, Record
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
+from mint_ray.runtime.goodput import measure_goodput
 from mint_ray.sources.config import Hpo
-from mint_ray.stages.config import METRIC_SECTIONS, Evaluate, Prepare
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 

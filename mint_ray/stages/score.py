@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
+from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.stages import Fit, Score
 from mint_ray.images import Frame, ImageError, Pixels
-from mint_ray.loading import UserError, dump, from_data
 from mint_ray.records import Label, Record, TeacherScores, from_table
-from mint_ray.stages.config import Fit, Score
-from mint_ray.stages.decode import COLUMNS, decode_images, memory_to_decode, seen_images
-from mint_ray.stages.session import Ahead, map_parts
+from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
+from mint_ray.runtime.map_parts import Ahead, map_parts
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers import Teacher, Viewer, build_teacher

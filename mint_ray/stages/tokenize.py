@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import Train
+from mint_ray.models.vision_processor import Sight
 from mint_ray.objectives import build_objective
 from mint_ray.records import PreferencePair, TokenizedRecord, from_table
-from mint_ray.sight import Sight
-from mint_ray.stages.config import Train
-from mint_ray.stages.session import map_parts
+from mint_ray.runtime.map_parts import map_parts
 from mint_ray.students import load_sight, load_tokenizer, student_revision
 from mint_ray.students.config import Student
 from mint_ray.telemetry import Progress, measure_failed

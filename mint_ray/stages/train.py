@@ -21,10 +21,10 @@ from transformers import TrainerCallback, set_seed
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.loading import dump, from_data
-from mint_ray.stages.config import Train
-from mint_ray.stages.meter import Meter
-from mint_ray.stages.workers import run_workers
+from mint_ray.config.loader import dump, from_data
+from mint_ray.config.stages import Train
+from mint_ray.runtime.metrics_callback import Meter
+from mint_ray.runtime.train_workers import run_workers
 from mint_ray.students import load_model, load_sight, load_tokenizer, save_adapter, student_revision
 from mint_ray.telemetry import Progress
 from mint_ray.trainers import build_trainer

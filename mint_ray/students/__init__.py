@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mint_ray.students.config import Generation, Mode, Student
-from mint_ray.students.vocabulary import Answers
+from mint_ray.students.constrained_decoding import Answers
 from mint_ray.students.weights import check_sight, check_student, resolve_path, student_place, student_revision
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 
 Part = Literal["language", "projector", "vision"]
 """Of a student that sees: the language model; what turns the features of an image into its tokens; what sees them."""

@@ -13,20 +13,20 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from mint_ray.bundled.architectures import model_class
-from mint_ray.bundled.pretrained import sees_images
+from mint_ray.config.loader import UserError
 from mint_ray.images import ImageError
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.images import image_inputs, inner_model, lay_images, token_kinds
 from mint_ray.layouts.likelihood import completion_scores
-from mint_ray.loading import UserError
+from mint_ray.models.architectures import model_class
+from mint_ray.models.pretrained import sees_images
+from mint_ray.models.vision_processor import PROBE, Sight, View
 from mint_ray.records import Message
-from mint_ray.sight import PROBE, Sight, View
+from mint_ray.students.adapters import lay_adapter, rest, train_parts
 from mint_ray.students.config import Generation, Student
-from mint_ray.students.decoding import begin_answers, decode_greedily
-from mint_ray.students.parts import lay_adapter, rest, train_parts
-from mint_ray.students.vocabulary import Answers, Vocabulary, Walk, shared_prefix
+from mint_ray.students.constrained_decoding import Answers, Vocabulary, Walk, shared_prefix
+from mint_ray.students.generation import begin_answers, decode_greedily
 from mint_ray.students.weights import resolve_path, student_place
 
 

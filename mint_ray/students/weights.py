@@ -7,9 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from mint_ray.bundled import PREFIX, bundle_of, bundled_folder
-from mint_ray.bundled.pretrained import Place, sees_images
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
+from mint_ray.models.bundled import PREFIX, bundle_of, bundled_folder
+from mint_ray.models.pretrained import Place, sees_images
 from mint_ray.students.config import Student
 
 HUB_TIMEOUT_S = 5.0
@@ -64,7 +64,7 @@ def student_revision(config: Student) -> str:
     if config.model_id.startswith(PREFIX):
         return bundle_of(config.model_id).wheel_sha256
     if "://" in config.model_id:
-        from mint_ray.students.stored import stored_revision  # brings pyarrow
+        from mint_ray.models.stored import stored_revision  # brings pyarrow
 
         return stored_revision(config.model_id)
     folder = _local_folder(config)
@@ -94,7 +94,7 @@ def resolve_path(config: Student) -> str:
 def _local_folder(config: Student) -> Path | None:
     """The folder that `model_id` names, there or not; None if it can only be a hub id."""
     if "://" in config.model_id:
-        from mint_ray.students.stored import stored_folder  # brings pyarrow
+        from mint_ray.models.stored import stored_folder  # brings pyarrow
 
         return stored_folder(config.model_id)
     path = Path(config.model_id).expanduser()

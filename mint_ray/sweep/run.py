@@ -18,13 +18,14 @@ from optuna.trial import FrozenTrial, TrialState
 from ruamel.yaml import YAML
 
 from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.config import PipelineConfig, SweepConfig
-from mint_ray.loading import UserError, dump, fingerprint, replace
+from mint_ray.config.loader import UserError, dump, fingerprint, replace
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.sweep import SweepConfig
 from mint_ray.metrics import METRICS, Estimate
 from mint_ray.pipeline import Done, check_pipeline, run_pipeline
 from mint_ray.reports.sweep import SweepSummary, TrialRow, render_markdown, render_terminal
 from mint_ray.reports.sweep_page import render_html
-from mint_ray.several import one_line, run_several
+from mint_ray.runtime.parallel import one_line, run_several
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.sweep.space import check_space, grid
 from mint_ray.sweep.study import ARTIFACTS, CHANGES, CURVE, ERROR, SECONDS, Ledger, completed, open_study, study_name
@@ -123,7 +124,7 @@ def _run_seeds(
             name: replace(judged, {**trial.user_attrs[CHANGES], SEED_PATH: seed})
             for name, (trial, seed) in zip(key_of, missing, strict=True)
         }
-        for name, done in run_several(specs, "evaluate", sweep.resources.concurrent, attempts=2):
+        for name, done in run_several(specs, "evaluate", sweep.resources.max_concurrent, attempts=2):
             known[key_of[name]] = one_line(done) if isinstance(done, Exception) else _value(done, sweep.metric)
             study.set_user_attr(SEEDS, known)
     return {

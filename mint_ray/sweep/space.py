@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mint_ray.config import PipelineConfig
-from mint_ray.loading import RESOURCES, UserError, from_data, replace
-from mint_ray.search import RANGES, AnyRange, Choice, Float, Int
+from mint_ray.config.loader import RESOURCES, UserError, from_data, replace
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.sweep import RANGES, AnyRange, Choice, Float, Int
 
 Suggest = Callable[[str, Float | Int | Sequence[Any]], Any]
 """Gives the value of a named parameter: a number of a range, or one of a choice's names."""

@@ -29,10 +29,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from mint_ray import storage
-from mint_ray.config import SweepConfig
-from mint_ray.loading import UserError, dump, fingerprint
-from mint_ray.search import Asha, Float, Int, MultiObjective, Sweep, Tpe
-from mint_ray.sweep.lease import hold_file, hold_study
+from mint_ray.config.loader import UserError, dump, fingerprint
+from mint_ray.config.sweep import Asha, Float, Int, MultiObjective, Sweep, SweepConfig, Tpe
+from mint_ray.sweep.lock import hold_file, hold_study
 from mint_ray.sweep.space import draw, grid
 
 logger = logging.getLogger("mint_ray")
@@ -86,7 +85,7 @@ class Ledger:
 
         Two trials that drew the same are not run at the same time: the second finds what the first has made.
         """
-        if len(self.live) >= self.sweep.resources.concurrent:
+        if len(self.live) >= self.sweep.resources.max_concurrent:
             return None
         if self._held is None:
             if self._cut_off:
@@ -313,7 +312,7 @@ def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
                 # parameters are drawn together, and those that only some trials have in a group of their own
                 group=isinstance(sweep.search, Tpe),
                 # trials that run beside each other must not all go to the same place
-                constant_liar=sweep.resources.concurrent > 1,
+                constant_liar=sweep.resources.max_concurrent > 1,
             )
         case _:
             return RandomSampler(seed=seed)

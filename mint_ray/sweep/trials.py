@@ -22,13 +22,13 @@ from ray.util.placement_group import PlacementGroup, PlacementGroupID, remove_pl
 
 from mint_ray import storage
 from mint_ray.artifacts import RUNS
-from mint_ray.config import PipelineConfig
-from mint_ray.loading import dump, from_data, replace
+from mint_ray.config.loader import dump, from_data, replace
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.sweep import Asha, Sweep
 from mint_ray.pipeline import run_pipeline
-from mint_ray.search import Asha, Sweep
-from mint_ray.several import DRIVER
+from mint_ray.runtime.parallel import DRIVER
+from mint_ray.runtime.session import connect
 from mint_ray.stages.evaluate import ALIGNED
-from mint_ray.stages.session import connect
 from mint_ray.stages.train import GROUP
 from mint_ray.sweep.study import RUN, SECONDS, Ledger
 from mint_ray.telemetry import measure

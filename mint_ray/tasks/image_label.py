@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Message, Record
 from mint_ray.tasks import Answer
 from mint_ray.tasks.config import ImageLabel, TissueType

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label
 from mint_ray.tasks import Answer
 

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import Ontology, load_ontology, read_annotations
 from mint_ray.records import Label
 from mint_ray.tasks.config import RareDisease

@@ -16,14 +16,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from scipy.special import log_softmax
 
-from mint_ray.bundled.pretrained import identity_of
+from mint_ray.config.loader import UserError
 from mint_ray.images import Frame, ImageError, Seen, read_images
-from mint_ray.loading import UserError
+from mint_ray.models.pretrained import identity_of
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import Clip
 from mint_ray.teachers.generative import write_prompt
-from mint_ray.teachers.probe import (
+from mint_ray.teachers.linear_probe import (
     Array,
     Places,
     apply_probe,
@@ -32,7 +32,7 @@ from mint_ray.teachers.probe import (
     fit_temperature,
     likelihood_loss,
 )
-from mint_ray.teachers.towers import TwoTowerEncoder
+from mint_ray.teachers.two_tower import TwoTowerEncoder
 
 logger = logging.getLogger("mint_ray")
 

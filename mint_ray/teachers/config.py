@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 
 
 @settings

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport, Teacher, build_teacher
 from mint_ray.teachers.config import Ensemble

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mint_ray.bundled.architectures import model_class
-from mint_ray.bundled.pretrained import Place, identity_of, sees_images
+from mint_ray.config.loader import UserError
 from mint_ray.images import Frame, ImageError, Pixels, Seen, read_images
 from mint_ray.layouts import Example, Image, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.likelihood import completion_scores
-from mint_ray.loading import UserError
+from mint_ray.models.architectures import model_class
+from mint_ray.models.pretrained import Place, identity_of, sees_images
+from mint_ray.models.vision_processor import FRAME, PROBE, Sight
 from mint_ray.records import Label, Message, Record, TeacherScores
-from mint_ray.sight import FRAME, PROBE, Sight
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import PLACEHOLDER, Generative
 

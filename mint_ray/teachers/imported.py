@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mint_ray import storage
+from mint_ray.config.loader import UserError
 from mint_ray.images import Frame, Seen
-from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport, Teacher
 from mint_ray.teachers.config import Imported

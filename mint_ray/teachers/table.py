@@ -13,7 +13,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mint_ray import storage
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import Table

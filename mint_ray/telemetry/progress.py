@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.telemetry.measures import measure
 
 SECONDS_BETWEEN_LINES = 5.0

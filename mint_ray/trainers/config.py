@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mint_ray.loading import settings
+from mint_ray.config.loader import settings
 from mint_ray.objectives.config import AnyObjective, Orpo
 
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from mint_ray.artifacts import Artifact, read_part
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
-from mint_ray.loading import UserError
 from mint_ray.records import TokenizedRecord, from_dict, schema_of
 
 if TYPE_CHECKING:
-    from mint_ray.sight import Sight
+    from mint_ray.models.vision_processor import Sight
 
 PARTS_PER_WINDOW = 16
 """Records are shuffled among so many parts; at up to 1,024 records of a thousand tokens a part these take 130 MB."""

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts.masks import set_attention
-from mint_ray.loading import UserError
 from mint_ray.trainers.config import TrainResources
 
 

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mint_ray.layouts.head import CHUNK_BYTES
+from mint_ray.students.adapters import lay_adapter, train_parts
 from mint_ray.students.config import Student
-from mint_ray.students.parts import lay_adapter, train_parts
 from mint_ray.trainers.config import Arguments, TrainResources
 
 FLOAT32, BFLOAT16 = 4, 2

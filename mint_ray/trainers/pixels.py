@@ -11,14 +11,14 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from mint_ray.config.loader import UserError
 from mint_ray.images import ImageError, Pixels, read_image
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
-from mint_ray.loading import UserError
+from mint_ray.models.vision_processor import FRAME, Sight
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import Orpo
 from mint_ray.records import PreferencePair
-from mint_ray.sight import FRAME, Sight
 from mint_ray.students import Student, load_model, student_place
 from mint_ray.trainers.tokenization import tokenize_pairs
 

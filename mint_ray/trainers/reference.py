@@ -10,7 +10,7 @@ import torch
 
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
-from mint_ray.sight import Sight
+from mint_ray.models.vision_processor import Sight
 from mint_ray.students import load_model
 from mint_ray.students.config import Student
 from mint_ray.trainers.config import Arguments, TrainResources

@@ -22,10 +22,10 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch, Example, Layout, chosen_only
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
-from mint_ray.loading import UserError
 from mint_ray.objectives import Answers, Objective, build_objective
 from mint_ray.objectives.losses import log_odds_ratio
 from mint_ray.trainers import TrainResult

@@ -13,11 +13,11 @@ from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+from mint_ray.config.loader import UserError
 from mint_ray.images import ImageError
 from mint_ray.layouts import Example
-from mint_ray.loading import UserError
+from mint_ray.models.vision_processor import Sight, View
 from mint_ray.records import Message, PreferencePair
-from mint_ray.sight import Sight, View
 
 logger = logging.getLogger(__name__)
 

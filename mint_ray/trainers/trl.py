@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
-from mint_ray.loading import UserError
 from mint_ray.objectives.config import AnyObjective, Cpo, Dpo, Ipo, NllOn, Orpo, Sft, SimPo
 from mint_ray.trainers import TrainResult
 from mint_ray.trainers.arguments import training_arguments

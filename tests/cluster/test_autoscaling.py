@@ -13,7 +13,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.util import get_node_ip_address
 
 from mint_ray.artifacts import verify
-from tests.heads import KEEPALIVE, ROOT, TOKEN, Head, free_port, start_head
+from tests.cluster_heads import KEEPALIVE, ROOT, TOKEN, Head, free_port, start_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -18,9 +18,9 @@ from packaging.utils import canonicalize_name
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from mint_ray.config import PipelineConfig
-from mint_ray.loading import dump, fingerprint, load
-from tests.heads import KEEPALIVE
+from mint_ray.config.loader import dump, fingerprint, load
+from mint_ray.config.pipeline import PipelineConfig
+from tests.cluster_heads import KEEPALIVE
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

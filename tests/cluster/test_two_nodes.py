@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mint_ray.artifacts import find_artifact, verify
-from tests.heads import KEEPALIVE, ROOT, Head, kill, lonely_network, start_head
+from tests.cluster_heads import KEEPALIVE, ROOT, Head, kill, lonely_network, start_head
 from tests.test_pipeline import STAGES
 from tests.tiny import save_tiny_student
 

@@ -23,7 +23,7 @@ import yaml
 
 from dashboards.build import BOARDS, FOLDER
 from mint_ray.artifacts import Manifest, read_manifest
-from tests.heads import Head, start_head
+from tests.cluster_heads import Head, start_head
 from tests.tiny import save_tiny_student
 
 pytestmark = [
@@ -116,7 +116,7 @@ sweep:
   best: 1
   seeds: 0
   search: {{kind: grid}}
-  resources: {{concurrent: 1}}
+  resources: {{max_concurrent: 1}}
   # what is tried is the spec itself, whose artifacts are there already
   space: {{train.trainer.lr_scheduler_type: {{kind: choice, of: [cosine]}}}}
 """)

@@ -22,8 +22,8 @@ import s3fs
 from ray.cluster_utils import Cluster
 
 from mint_ray.artifacts import RUNS, Artifact, File, open_artifact, read_part, verify
+from mint_ray.config.stages import Score, ScoreResources
 from mint_ray.stages import score as module
-from mint_ray.stages.config import Score, ScoreResources
 from mint_ray.stages.score import RecordsPart, ScoredPart, TeacherActor, score_records
 from mint_ray.tasks.config import RareDisease
 from tests.conftest import BUCKET

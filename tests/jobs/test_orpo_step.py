@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
 from mint_ray.students.config import Student
-from tests.seeing import FAMILIES
 from tests.tiny import save_tiny_student
+from tests.vision_students import FAMILIES
 
 BENCHMARKS = Path(__file__).parents[2] / "jobs" / "benchmarks"
 

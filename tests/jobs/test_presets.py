@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.config import PipelineConfig
-from mint_ray.loading import dump, fingerprint, load
+from mint_ray.config.loader import dump, fingerprint, load
+from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.trainers.memory import Memory, estimate, shape_of
 from tests.llamas import LLAMAS
 

@@ -12,17 +12,18 @@ from PIL import Image
 
 from mint_ray.compare.plan import plan_methods
 from mint_ray.compare.run import run_comparison
-from mint_ray.config import ComparisonConfig, PipelineConfig
+from mint_ray.config.comparison import ComparisonConfig
+from mint_ray.config.loader import load
+from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.images import Frame, read_image
-from mint_ray.loading import load
 from mint_ray.pipeline import run_pipeline
 from mint_ray.records import Prediction, PreferencePair, Record
 from mint_ray.tasks.config import PANNUKE
 from tests.encoders import save_tiny_efficientnet
-from tests.seeing import save_tiny_seeing
 from tests.sources.pictures import aperio, colour_of, save_fold
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student
+from tests.vision_students import save_tiny_seeing
 
 JOBS = Path(__file__).parents[2] / "jobs"
 TISSUES = [tissue.label_id for tissue in PANNUKE]

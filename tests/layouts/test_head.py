@@ -4,12 +4,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
 from mint_ray.layouts import head as head_module
 from mint_ray.layouts.head import chunked_logps
 from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
-from mint_ray.loading import UserError
 from tests.layouts.reference import gradients, largest_error
 from tests.tiny import tiny_model
 

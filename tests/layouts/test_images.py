@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch, Example, Image, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.images import IMAGE
 from mint_ray.layouts.masks import SPLIT, set_attention
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
-from mint_ray.loading import UserError
-from mint_ray.sight import OF_TEXT
+from mint_ray.models.vision_processor import OF_TEXT
+from mint_ray.students.adapters import lay_adapter
 from mint_ray.students.config import Student
-from mint_ray.students.parts import lay_adapter
-from tests.seeing import FAMILIES, noise, tiny_seeing
+from tests.vision_students import FAMILIES, noise, tiny_seeing
 
 SHAPES = [(40, 48), (64, 30), (32, 32)]
 """Of three images, which Idefics3 and Qwen give different numbers of tokens, and Mllama of tiles."""

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example, bookkeeping, chosen_only
-from mint_ray.loading import UserError
 
 EXAMPLE = Example(
     record_id="a",

@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
 from mint_ray.layouts.concatenated import ConcatenatedLayout
 from mint_ray.layouts.masks import PADDING, SPLIT, attention_mask, attention_of, dense, set_attention, visibility
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
-from mint_ray.loading import UserError
-from tests.seeing import tiny_seeing
 from tests.tiny import tiny_model
+from tests.vision_students import tiny_seeing
 
 EXAMPLES = [
     Example(record_id="a", prompt_ids=[5, 6, 7], completions=[[8, 9, 10], [8, 9], [8, 11, 12, 13]], pairs=[(0, 1)]),

@@ -11,7 +11,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import AnyObjective, Cpo, Dpo, Ipo, Orpo, Sft, SimPo
 from mint_ray.objectives.losses import log1mexp, log_odds_ratio, odds_ratio_losses

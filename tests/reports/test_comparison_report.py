@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.loading import dump, from_data
+from mint_ray.config.loader import dump, from_data
 from mint_ray.metrics import METRICS, PAPER_METRICS, Difference, Estimate
 from mint_ray.reports.comparison import (
     ComparisonSummary,

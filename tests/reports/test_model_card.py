@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mint_ray.artifacts import Artifact, Manifest, open_artifact
-from mint_ray.loading import dump
+from mint_ray.config.loader import dump
+from mint_ray.config.stages import Train
 from mint_ray.reports.model_card import describe_student
-from mint_ray.stages.config import Train
 from mint_ray.students import Student
 
 COMMIT = "0123456789" * 4

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from mint_ray.goodput import Amount, Goodput
-from mint_ray.loading import dump, from_data
+from mint_ray.config.loader import dump, from_data
 from mint_ray.metrics import METRICS, Estimate, Moved
 from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
 from mint_ray.reports.summary import show, show_seconds
+from mint_ray.runtime.goodput import Amount, Goodput
 
 HOSTILE = '<script>alert("1")</script> --> & $x_1$ [bold]'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -192,7 +192,7 @@ def test_the_same_summary_gives_the_same_bytes_in_another_process_too() -> None:
     again = from_data(RunSummary, dump(dataclasses.replace(SUMMARY, log_history=SUMMARY.log_history[:1])))
     page = render_html(again)
     assert page == render_html(again)
-    code = "import sys, json; from mint_ray.loading import from_data; from mint_ray.reports import *; "
+    code = "import sys, json; from mint_ray.config.loader import from_data; from mint_ray.reports import *; "
     code += "sys.stdout.buffer.write(render_html(from_data(RunSummary, json.load(sys.stdin))).encode())"
     other = subprocess.run(
         [sys.executable, "-c", code],

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.retrievers import Document
 from mint_ray.retrievers.bm25 import Bm25Retriever
 from mint_ray.retrievers.config import Bm25

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.retrievers.config import Dense
 from mint_ray.retrievers.dense import DenseRetriever
 from tests.retrievers.encoder import save_tiny_encoder

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import load_ontology, read_annotations
 from mint_ray.records import Label, Record, Split
 from mint_ray.retrievers import Document

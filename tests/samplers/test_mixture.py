@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.stages import Pair
 from mint_ray.records import TeacherScores
 from mint_ray.samplers import Confusion, Hard, Mixture, Permuted, Share, Sibling, TopBottom
-from mint_ray.stages.config import Pair
 
 LABELS = [f"L{number}" for number in range(8)]
 SCORES = TeacherScores(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.ontology import FACE, load_ontology, read_annotations
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, build_source

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import Frame, read_image
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, build_source
 from mint_ray.sources.config import ImageFolder

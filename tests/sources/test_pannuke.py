@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import Frame, ImageError, decode_image
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, Illustrator, build_source
 from mint_ray.sources.config import PanNuke

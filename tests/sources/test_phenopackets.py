@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow, build_source
 from mint_ray.sources.config import Phenopackets

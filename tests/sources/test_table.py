@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import Frame, decode_image, read_image
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Phenotype, Record, to_table
 from mint_ray.sources import BadRow, build_source
 from mint_ray.sources import table as module

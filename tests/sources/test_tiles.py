@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import decode_whole
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, Illustrator, build_source
 from mint_ray.sources.config import Tiles

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
-from mint_ray.loading import UserError, replace
+from mint_ray.config.loader import UserError, replace
+from mint_ray.config.stages import Evaluate, EvaluateResources
 from mint_ray.records import Label, Phenotype, Prediction, Record, Split
 from mint_ray.stages import evaluate as module
-from mint_ray.stages.config import Evaluate, EvaluateResources
 from mint_ray.stages.evaluate import answer_records
 from mint_ray.students import Answers, Generation, Student, StudentGenerator
 from mint_ray.students.config import Mode

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import Fit, FitResources
 from mint_ray.records import Label, Phenotype, Record, TeacherScores
-from mint_ray.stages.config import Fit, FitResources
 from mint_ray.stages.fit import fit_teacher
 from mint_ray.teachers import Teacher, build_teacher
 from mint_ray.teachers.config import Fusion, FusionImage, Ontology

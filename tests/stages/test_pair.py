@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mint_ray.artifacts import Artifact, File, open_artifact, read_part, verify
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.stages import Pair
 from mint_ray.records import (
     Label,
     Message,
@@ -40,7 +41,6 @@ from mint_ray.samplers import (
 )
 from mint_ray.samplers.controls import is_swapped, rename_labels
 from mint_ray.stages import pair as module
-from mint_ray.stages.config import Pair
 from mint_ray.stages.pair import (
     PairingActor,
     PairsPart,

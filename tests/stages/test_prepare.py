@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import verify
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import Prepare, Splits
 from mint_ray.images import Frame, read_image
-from mint_ray.loading import UserError
 from mint_ray.records import Record
 from mint_ray.sources.config import PanNuke
 from mint_ray.stages import prepare as module
-from mint_ray.stages.config import Prepare, Splits
 from mint_ray.stages.prepare import assign_splits, prepare_records
 from mint_ray.tasks.config import TissueType
 from tests.sources.pictures import save_fold

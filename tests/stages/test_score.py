@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from mint_ray.artifacts import RUNS, Artifact, open_artifact, read_part, verify
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.stages import Fit, Prepare, Score, ScoreResources
 from mint_ray.records import Label, Phenotype, Record, TeacherScores, from_table
 from mint_ray.stages import score as module
-from mint_ray.stages.config import Fit, Prepare, Score, ScoreResources
 from mint_ray.stages.fit import fit_teacher
 from mint_ray.stages.score import RecordsPart, ScoredPart, TeacherActor, score_records
 from mint_ray.tasks.config import RareDisease

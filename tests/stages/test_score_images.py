@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from mint_ray.artifacts import RUNS, Artifact, open_artifact, read_part, verify
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import Fit, Score, ScoreResources
 from mint_ray.images import Frame
-from mint_ray.loading import UserError
 from mint_ray.records import Label, Record, TeacherScores, from_table
 from mint_ray.stages import score as module
-from mint_ray.stages.config import Fit, Score, ScoreResources
 from mint_ray.stages.fit import fit_teacher
 from mint_ray.stages.score import Decoder, RecordsPart, ScoredPart, TeacherActor, score_records
 from mint_ray.tasks.config import RareDisease

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
-from mint_ray.loading import UserError, replace
+from mint_ray.config.loader import UserError, replace
+from mint_ray.config.stages import Train
 from mint_ray.objectives.config import Dpo, Orpo
 from mint_ray.records import Message, PreferencePair
 from mint_ray.stages import tokenize as module
-from mint_ray.stages.config import Train
 from mint_ray.stages.tokenize import PairsPart, TokenizingActor, TokensPart, tokenize_pairs
 from mint_ray.students import load_model
 from mint_ray.students.config import Student

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.config.stages import Train
 from mint_ray.records import Message, PreferencePair
-from mint_ray.stages.config import Train
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
 from mint_ray.students.config import Student

@@ -9,7 +9,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from mint_ray.stages.train import train_student
-from tests.stages.test_train_faults import STEPS, Uploads, assert_same_curve, config_of, make_tokens, train_untouched
+from tests.stages.test_train_faults import STEPS, Uploads, assert_same_curve, config_class, make_tokens, train_untouched
 from tests.tiny import save_tiny_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -30,7 +30,7 @@ def two_nodes() -> Iterator[Cluster]:
 def test_two_workers_go_on_as_one_when_a_machine_is_lost(two_nodes: Cluster, tmp_path: Path) -> None:
     lost = two_nodes.add_node(num_cpus=1)
     two_nodes.wait_for_nodes()
-    config = config_of(save_tiny_student(tmp_path / "student"), num_workers=(1, 2))
+    config = config_class(save_tiny_student(tmp_path / "student"), num_workers=(1, 2))
     tokens = make_tokens(tmp_path, config)
     untouched = train_untouched(tmp_path / "untouched", config, tokens)
     uploads = Uploads(tmp_path)

@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import set_seed
 
 from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.loading import dump, from_data
+from mint_ray.config.loader import dump, from_data
+from mint_ray.config.stages import Train
 from mint_ray.records import Message, PreferencePair
-from mint_ray.stages.config import Train
 from mint_ray.stages.tokenize import tokenize_pairs
 from mint_ray.stages.train import train_student
 from mint_ray.students import load_model, load_tokenizer
@@ -39,7 +39,7 @@ RECORDS, STEPS, SAVED_EVERY = 48, 40, 10
 Curve = list[dict[str, float]]
 
 
-def config_of(student: Path, **resources: object) -> Train:
+def config_class(student: Path, **resources: object) -> Train:
     return Train(
         student=Student(model_id=str(student), lora_rank=2),
         trainer=Arguments(
@@ -77,7 +77,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def untouched(ray_cluster: None, student: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    folder, config = tmp_path_factory.mktemp("untouched"), config_of(student)
+    folder, config = tmp_path_factory.mktemp("untouched"), config_class(student)
     return train_untouched(folder, config, make_tokens(folder, config))
 
 
@@ -177,7 +177,7 @@ def _title(process: psutil.Process) -> str:
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(
     ray_cluster: None, tmp_path: Path, student: Path, untouched: Curve
 ) -> None:
-    config, uploads = config_of(student, num_workers=2, report_to=("tensorboard",)), Uploads(tmp_path)
+    config, uploads = config_class(student, num_workers=2, report_to=("tensorboard",)), Uploads(tmp_path)
     tokens = make_tokens(tmp_path, config)
     with uploads.watched(20, lambda: training_workers()[-1].kill()):
         trained = train_student(str(tmp_path), config, tokens)
@@ -194,14 +194,14 @@ def test_a_killed_driver_is_followed_by_another_on_one_worker_instead_of_two(
 ) -> None:
     import ray
 
-    uploads, config = Uploads(tmp_path), config_of(student, num_workers=2)
+    uploads, config = Uploads(tmp_path), config_class(student, num_workers=2)
     make_tokens(tmp_path, config)
     job = json.dumps({"root": str(tmp_path), "train": dump(config)})
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     driver = subprocess.Popen([sys.executable, "-m", "tests.stages.test_train_faults", job], env=environment)
     with uploads.watched(20, driver.kill):
         assert driver.wait(timeout=240) == -signal.SIGKILL
-    config = config_of(student, num_workers=1)
+    config = config_class(student, num_workers=1)
     with uploads.watched(30):
         trained = train_student(str(tmp_path), config, make_tokens(tmp_path, config))
     assert_same_curve(trained, untouched)

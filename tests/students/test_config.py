@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mint_ray.loading import UserError, dump, from_data
+from mint_ray.config.loader import UserError, dump, from_data
 from mint_ray.students.config import Generation, Student
 
 

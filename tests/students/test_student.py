@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Message
 from mint_ray.students import Generation, Student, StudentGenerator, load_model, load_tokenizer, save_adapter
 from tests.tiny import save_tiny_student

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.students import Student, check_student, resolve_path, student_revision
 from tests.tiny import save_tiny_student
 
@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 ASK = """
 import sys
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.students import Student, check_student, resolve_path, student_revision
 config = Student(model_id=sys.argv[1])
 try:

@@ -18,8 +18,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mint_ray.artifacts import read_manifest, verify
-from mint_ray.config import PipelineConfig, SweepConfig
-from mint_ray.loading import load
+from mint_ray.config.loader import load
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.sweep import SweepConfig
 from tests.tiny import save_tiny_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -90,7 +91,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {kind: margin, top: 2, margin: {kind: float, low: 0.01, high: 0.02, points: 2}}]},
       train.trainer.max_length: {kind: choice, of: [2048, 8]}}"""
     return write_spec(
-        tmp_path_factory.mktemp("sweep"), space, trials=4, search={"kind": "grid"}, resources={"concurrent": 2}
+        tmp_path_factory.mktemp("sweep"), space, trials=4, search={"kind": "grid"}, resources={"max_concurrent": 2}
     )
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.config import SweepConfig
-from mint_ray.loading import UserError, from_data, load, replace
-from mint_ray.search import Choice, Float, Int
+from mint_ray.config.loader import UserError, from_data, load, replace
+from mint_ray.config.sweep import Choice, Float, Int, SweepConfig
 from mint_ray.sweep.space import check_space, draw, grid, names_of
 
 BASE = {

@@ -17,9 +17,9 @@ from optuna.storages.journal import BaseJournalBackend
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from mint_ray.config import SweepConfig
-from mint_ray.loading import UserError, from_data, replace
-from mint_ray.sweep.lease import HOLDER, hold_study
+from mint_ray.config.loader import UserError, from_data, replace
+from mint_ray.config.sweep import SweepConfig
+from mint_ray.sweep.lock import HOLDER, hold_study
 from mint_ray.sweep.study import FINISHED, Drawn, Ledger, completed, open_study, study_name
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
@@ -178,7 +178,7 @@ def test_trials_that_drew_the_same_wait_for_each_other() -> None:
     sweep = config(
         "x",
         space={"train.student.lora_rank": {"kind": "choice", "of": [4]}},
-        resources={"concurrent": 2},
+        resources={"max_concurrent": 2},
         pruner={"kind": "none"},
     ).sweep
     ledger = Ledger(study_in(Memory([])), sweep, 2)
@@ -194,7 +194,7 @@ def test_trials_that_drew_the_same_wait_for_each_other() -> None:
 
 
 def test_no_more_than_so_many_at_a_time() -> None:
-    ledger = Ledger(study_in(Memory([])), config("x", resources={"concurrent": 2}).sweep, 5)
+    ledger = Ledger(study_in(Memory([])), config("x", resources={"max_concurrent": 2}).sweep, 5)
     drawn = [ledger.next(), ledger.next()]
     assert all(isinstance(one, Drawn) for one in drawn)
     assert ledger.next() is None
@@ -341,7 +341,7 @@ def test_the_name_is_that_of_what_is_drawn_and_judged(tmp_path: Path) -> None:
         {"sweep.trials": 99},
         {"sweep.store": "x"},
         {"root": "y"},
-        {"sweep.resources.concurrent": 3},
+        {"sweep.resources.max_concurrent": 3},
         {"title": "t"},
     ]
     other = [{"sweep.metric": "car"}, {"sweep.search.seed": 3}, {"train.trainer.learning_rate": 1e-5}]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.records import Label, Message, Phenotype, Record
 from mint_ray.tasks import Answer, Task, build_task, make_labels
 from mint_ray.tasks.config import PANNUKE, ImageLabel, NamedLabel, TissueType

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.ontology import load_ontology
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.tasks import Answer, Task, build_task, make_labels

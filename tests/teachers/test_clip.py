@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import ImageError, read_image
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import Viewer, build_teacher
 from mint_ray.teachers.clip import ClipTeacher
 from mint_ray.teachers.config import Clip
-from mint_ray.teachers.towers import read_form
+from mint_ray.teachers.two_tower import read_form
 from tests.teachers.clips import MEAN, SIZE, STD, save_tiny_clip
 from tests.tiny import save_tiny_student
 
@@ -152,7 +152,7 @@ def test_a_record_without_anything_or_with_a_broken_image_fails_with_the_reason(
 def test_a_record_gets_the_same_scores_in_any_company(
     clip: Path, images: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr("mint_ray.teachers.towers.ROWS_PER_PASS", {"cpu": size})
+    monkeypatch.setattr("mint_ray.teachers.two_tower.ROWS_PER_PASS", {"cpu": size})
     teacher = fitted(clip, text_template="{text}")
     records = [record(number, images / f"{number}.png", text="a mole" if number % 2 else None) for number in range(5)]
     together = teacher.score(records)

@@ -24,9 +24,9 @@ from mint_ray.teachers.config import (
     Table,
 )
 from tests.encoders import save_tiny_bert
-from tests.seeing import save_tiny_seeing
 from tests.teachers.clips import save_tiny_clip
 from tests.tiny import save_tiny_student
+from tests.vision_students import save_tiny_seeing
 
 LABELS = [
     Label(label_id="OMIM:154700", name="Marfan syndrome"),

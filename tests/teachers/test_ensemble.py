@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.records import Record, TeacherScores
 from mint_ray.teachers.config import Ensemble, Imported, Member, Table
 from mint_ray.teachers.ensemble import EnsembleTeacher, learn_weights

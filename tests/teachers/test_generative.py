@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.layouts import likelihood
-from mint_ray.loading import UserError, from_data
 from mint_ray.records import Label, Phenotype, Record
 from mint_ray.teachers import Viewer, build_teacher
 from mint_ray.teachers.config import Generative
 from mint_ray.teachers.generative import GenerativeTeacher, GenerativeViewer, write_prompt
-from tests.seeing import save_image, save_tiny_seeing
 from tests.teachers.test_conformance import LABELS
 from tests.tiny import save_tiny_student
+from tests.vision_students import save_image, save_tiny_seeing
 
 PROMPT = "{text} Findings: {findings}. Which?"
 RECORD = Record(

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import Frame
-from mint_ray.loading import UserError, from_data
 from mint_ray.teachers import Viewer, build_teacher
 from mint_ray.teachers.config import Imported
 from mint_ray.teachers.imported import ImportedTeacher, ImportedViewer

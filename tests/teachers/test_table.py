@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.teachers.config import Table
 from mint_ray.teachers.table import TableTeacher
 from tests.teachers.test_conformance import LABELS, RECORDS

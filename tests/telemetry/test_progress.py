@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.telemetry import Progress, log_to
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from mint_ray.loading import UserError, from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.students.config import Student
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.deepspeed import deepspeed_config, gathered

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray.artifacts import Artifact, open_artifact
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
-from mint_ray.loading import UserError
 from mint_ray.records import Label, TokenizedRecord
 from mint_ray.trainers import examples as module
 from mint_ray.trainers.examples import Examples, InMemory, StoredExamples, to_row

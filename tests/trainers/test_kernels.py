@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts.masks import attention_of
-from mint_ray.loading import UserError
 from mint_ray.objectives.config import Orpo
 from mint_ray.trainers.config import Arguments, TrainResources
 from tests.trainers.workers import tiny_adapter, train

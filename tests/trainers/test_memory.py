@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Llam
 
 from mint_ray.layouts.head import chunked_logps
 from mint_ray.layouts.images import inner_model
+from mint_ray.students.adapters import lay_adapter, rest
 from mint_ray.students.config import Part, Student
-from mint_ray.students.parts import lay_adapter, rest
 from mint_ray.trainers.config import Arguments, TrainResources
 from mint_ray.trainers.memory import Shape, Stack, estimate, shape_of
 from tests.llamas import LLAMAS, PARAMETERS

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Message, PreferencePair
 from mint_ray.students import Student
 from mint_ray.trainers.pixels import find_changes
-from tests.seeing import save_image, save_tiny_seeing
+from tests.vision_students import save_image, save_tiny_seeing
 
 
 @pytest.fixture(scope="module", autouse=True)

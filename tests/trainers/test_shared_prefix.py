@@ -8,8 +8,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.layouts import chosen_only
-from mint_ray.loading import UserError, from_data
 from mint_ray.objectives.config import Dpo, Orpo, Sft
 from mint_ray.trainers.config import Arguments, TrainResources
 from tests.tiny import tiny_model, tiny_tokenizer

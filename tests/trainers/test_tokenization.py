@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Message, PreferencePair
 from mint_ray.trainers.tokenization import LEAST_NOTE_TOKENS, tokenize_pairs
 from tests.tiny import tiny_model, tiny_tokenizer

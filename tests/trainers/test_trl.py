@@ -6,9 +6,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
 from mint_ray.layouts.concatenated import ConcatenatedLayout
-from mint_ray.loading import UserError
 from mint_ray.objectives import Answers, build_objective
 from mint_ray.objectives.config import Cpo, Dpo, Ipo, Orpo, Sft, SimPo
 from mint_ray.trainers import build_trainer

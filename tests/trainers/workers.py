@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from mint_ray.loading import dump, from_data
+from mint_ray.config.loader import dump, from_data
 from mint_ray.records import Message, PreferencePair
 from mint_ray.trainers import TrainResult, build_trainer
 from mint_ray.trainers.config import Arguments, TrainResources

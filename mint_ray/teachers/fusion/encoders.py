@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from mint_ray.bundled.pretrained import place_of
+from mint_ray.config.loader import UserError
 from mint_ray.images import Frame
-from mint_ray.loading import UserError
+from mint_ray.models.pretrained import place_of
 from mint_ray.teachers.config import Augmentation, FusionImage, FusionJoint, FusionText, LanguageBlock
-from mint_ray.teachers.fusion.looks import Look
+from mint_ray.teachers.fusion.augmentation import Look
 
 Tensor = torch.Tensor
 

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax
 
-from mint_ray.bundled.pretrained import identity_of
 from mint_ray.images import Frame, ImageError, Seen, read_images
+from mint_ray.models.pretrained import identity_of
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import Checkpoints, FitReport
 from mint_ray.teachers.config import Fusion
-from mint_ray.teachers.fusion.codes import FieldsCode, FindingsCode
+from mint_ray.teachers.fusion.distributed import device
 from mint_ray.teachers.fusion.encoders import look_of
+from mint_ray.teachers.fusion.features import Parts
 from mint_ray.teachers.fusion.network import Head
-from mint_ray.teachers.fusion.reading import Parts
+from mint_ray.teachers.fusion.tabular import FieldsCode, FindingsCode
 from mint_ray.teachers.fusion.training import learned_weights, load_weights, train
-from mint_ray.teachers.fusion.workers import device
 
 WEIGHTS, STATE = "weights.safetensors", "fusion.json"
 ROWS_PER_PASS = 64

@@ -22,15 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Record
 from mint_ray.teachers import Checkpoints, FitReport
 from mint_ray.teachers.config import Fusion
-from mint_ray.teachers.fusion import judge
+from mint_ray.teachers.fusion import calibration
+from mint_ray.teachers.fusion.distributed import device, share_of, total
+from mint_ray.teachers.fusion.feature_cache import ROWS_PER_PASS, Draws, Shelf
+from mint_ray.teachers.fusion.features import Parts
 from mint_ray.teachers.fusion.network import Head
-from mint_ray.teachers.fusion.reading import Parts
-from mint_ray.teachers.fusion.shelf import ROWS_PER_PASS, Draws, Shelf
-from mint_ray.teachers.fusion.workers import device, share_of, total
 
 logger = logging.getLogger("mint_ray")
 
@@ -203,22 +203,22 @@ class Course:
             return 1.0, {}
         vectors, truth_N = self._vectors(rows), self.truth[rows].cpu().numpy()
         logits_NL = self._logits(vectors, rows, None)
-        temperature = judge.best_temperature(logits_NL, truth_N)
+        temperature = calibration.best_temperature(logits_NL, truth_N)
         calibrated_NL = logits_NL / temperature
         metrics = {
-            "top_1_accuracy": judge.accuracy(logits_NL, truth_N),
-            "balanced_accuracy": judge.balanced_accuracy(logits_NL, truth_N),
-            "nll_uncalibrated": judge.negative_log_likelihood(logits_NL, truth_N),
-            "nll": judge.negative_log_likelihood(calibrated_NL, truth_N),
-            "ece_uncalibrated": judge.calibration_error(logits_NL, truth_N),
-            "ece": judge.calibration_error(calibrated_NL, truth_N),
+            "top_1_accuracy": calibration.accuracy(logits_NL, truth_N),
+            "balanced_accuracy": calibration.balanced_accuracy(logits_NL, truth_N),
+            "nll_uncalibrated": calibration.negative_log_likelihood(logits_NL, truth_N),
+            "nll": calibration.negative_log_likelihood(calibrated_NL, truth_N),
+            "ece_uncalibrated": calibration.calibration_error(logits_NL, truth_N),
+            "ece": calibration.calibration_error(calibrated_NL, truth_N),
             "temperature": temperature,
         }
         alone = {part: part for part in self.parts.names} if len(self.parts.names) > 1 else {}
         for name, only in {**alone, "all": None}.items():
             part_NL = self._logits(vectors, rows, only)
-            metrics[f"accuracy/{name}"] = judge.accuracy(part_NL, truth_N)
-            metrics[f"balanced_accuracy/{name}"] = judge.balanced_accuracy(part_NL, truth_N)
+            metrics[f"accuracy/{name}"] = calibration.accuracy(part_NL, truth_N)
+            metrics[f"balanced_accuracy/{name}"] = calibration.balanced_accuracy(part_NL, truth_N)
         return temperature, {name: round(value, 4) for name, value in metrics.items()}
 
     def _epoch(self, draws: Draws) -> float:

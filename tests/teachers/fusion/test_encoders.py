@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from mint_ray.loading import UserError
+from mint_ray.config.loader import UserError
 from mint_ray.teachers.config import Augmentation, FusionImage, FusionText, LanguageBlock
+from mint_ray.teachers.fusion.augmentation import DRAWS, vary
 from mint_ray.teachers.fusion.encoders import ImageEncoder, TextEncoder, load_block, look_of
-from mint_ray.teachers.fusion.looks import DRAWS, vary
 from tests.encoders import SIZE, save_tiny_bert, save_tiny_vit
 from tests.tiny import save_tiny_student
 

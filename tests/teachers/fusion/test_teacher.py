@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel
 
+from mint_ray.config.loader import UserError
 from mint_ray.images import read_images
-from mint_ray.loading import UserError
 from mint_ray.records import Label, Phenotype, Record, Split
 from mint_ray.teachers import Trainable, Viewer, build_teacher
 from mint_ray.teachers.config import Fusion, FusionImage, FusionJoint, FusionText
@@ -281,7 +281,7 @@ def test_its_identity_is_that_of_the_encoders(folder: Path) -> None:
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
-    from mint_ray.loading import from_data
+    from mint_ray.config.loader import from_data
 
     with pytest.raises(UserError) as caught:
         from_data(Fusion, settings)

@@ -1,0 +1,1 @@
+"""Configs: the loader and the settings of pipelines, comparisons and sweeps."""

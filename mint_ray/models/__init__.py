@@ -1,0 +1,1 @@
+"""Pretrained weights: bundled, from the Hub or in folders; architectures and vision processors."""

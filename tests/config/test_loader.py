@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from mint_ray.config.loader import UserError, dump, fingerprint, from_data, json_schema, load, replace, settings
+
+
+@settings
+class Fast:
+    kind: Literal["fast"] = "fast"
+    rate: float = 1.0
+    """Steps per second."""
+
+
+@settings
+class Slow:
+    kind: Literal["slow"] = "slow"
+    steps: tuple[int, ...] = ()
+    rest: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rest > len(self.steps):
+            raise ValueError(f"rest must not exceed the steps, got {self.rest} and {len(self.steps)}")
+
+
+@settings
+class Resources:
+    workers: int = 1
+
+
+@settings
+class Root:
+    trainer: Annotated[Fast | Slow, Field(discriminator="kind")] = Fast()
+    name: str = "x"
+    resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name must not be empty, got ''")
+
+
+def write(tmp_path: Path, text: str, name: str = "spec.yaml") -> Path:
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_laid_over_the_file_and_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "trainer: {kind: fast, rate: 5e-4}\n")
+    assert load(Root, path).trainer == Fast(rate=5e-4)
+    assert load(Root, path, ["trainer.rate=1e-3", "name=no"]) == Root(trainer=Fast(rate=1e-3), name="no")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("trainer: {kind: fast, rat: 1}", [], ["trainer.rat: unknown key (got 1)", "did you mean 'rate'?"]),
+        ("trainer: {kind: fast, rate: quick}", [], ["trainer.rate:", "number", "'quick'"]),
+        ("trainer: {kind: fats}", [], ["trainer.kind: got 'fats'", "'fast'"]),
+        ("trainer: {steps: [1]}", [], ["trainer.steps: unknown key"]),
+        ("trainer: {kind: slow, steps: [1, x]}", [], ["trainer.steps.1:", "'x'"]),
+        ("resources: {workers: true}", [], ["resources.workers:", "True"]),
+        ("resources: {wrokers: 2}", [], ["resources.wrokers", "'workers'"]),
+        ("nmae: y", [], ["nmae: unknown key", "'name'"]),
+        ("name: ''", [], ["name must not be empty"]),
+        ("name: a\nname: b", [], ["not YAML", "duplicate key"]),
+        ("[1]", [], ["expected a mapping"]),
+        ("name: a", ["name"], ["override 'name': expected a.b=c"]),
+        ("name: a", ["name.deeper=1"], ["name is 'a', not a section"]),
+    ],
+)
+def test_an_error_names_file_path_value_and_nearest_key(
+    tmp_path: Path, text: str, overrides: list[str], expected: list[str]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(Root, write(tmp_path, text), overrides)
+    assert "\n" not in str(caught.value)
+    for part in expected:
+        assert part in str(caught.value)
+
+
+def test_layers_are_merged_key_by_key_in_order_and_overrides_come_last(tmp_path: Path) -> None:
+    spec = write(tmp_path, "name: recipe\ntrainer: {kind: slow, steps: [1, 2, 3], rest: 2.0}\n")
+    one = write(tmp_path, "resources: {workers: 2}\ntrainer: {steps: [4, 5]}\n", "one.yaml")
+    two = write(tmp_path, "resources: {workers: 4}\n", "two.yaml")
+    config = load(Root, spec, layers=[one, two])
+    # a list is no mapping: it replaces
+    assert config == Root(name="recipe", trainer=Slow(steps=(4, 5), rest=2.0), resources=Resources(workers=4))
+    assert load(Root, spec, ["resources.workers=8"], [one, two]).resources.workers == 8
+    assert load(Root, spec, layers=[two, one]).resources.workers == 2
+
+
+def test_a_layer_that_changes_the_kind_replaces_the_whole_mapping(tmp_path: Path) -> None:
+    spec = write(tmp_path, "trainer: {kind: slow, steps: [1]}\n")
+    assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: fast}", "f.yaml")]).trainer == Fast()
+    same = write(tmp_path, "trainer: {kind: slow, rest: 1}", "s.yaml")
+    assert load(Root, spec, layers=[same]).trainer == Slow(steps=(1,), rest=1.0)
+
+
+def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Path) -> None:
+    spec = write(tmp_path, "trainer: {rate: 2}\n")
+    assert load(Root, spec).trainer == Fast(rate=2.0)
+    assert load(Root, write(tmp_path, "name: a", "a.yaml"), ["trainer.rate=3"]).trainer == Fast(rate=3.0)
+    # so another kind replaces it too, and the same does not
+    assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: slow}", "s.yaml")]).trainer == Slow()
+    assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: fast}", "f.yaml")]).trainer == Fast(rate=2.0)
+    later = [write(tmp_path, "trainer: {rate: 2}", "one.yaml"), write(tmp_path, "trainer: {kind: slow}", "two.yaml")]
+    assert load(Root, write(tmp_path, "name: a", "a.yaml"), layers=later).trainer == Slow()
+
+
+@pytest.mark.parametrize(
+    ("spec", "layer", "overrides", "expected"),
+    [
+        ("name: a", "resources: {workers: many}", [], "{layer}: resources.workers:"),
+        ("name: a", "resources: {wrokers: 2}", [], "{layer}: resources.wrokers: unknown key"),
+        ("resources: {workers: many}", "name: a", [], "{spec}: resources.workers:"),
+        ("resources: {workers: many}", "resources: {workers: 2}", ["resources.workers=few"], "override 'resources.workers=few': resources.workers:"),
+        ("trainer: {kind: slow}", "trainer: {kind: fats}", [], "{layer}: trainer.kind: got 'fats'"),
+        ("trainer: {kind: slow, steps: [1]}", "trainer: {steps: [1, x]}", [], "{layer}: trainer.steps.1:"),
+        # a rule over several keys names whoever gave one of them
+        ("trainer: {kind: slow, steps: [1]}", "trainer: {rest: 2}", [], "{spec}, {layer}: trainer: rest must not exceed the steps, got 2.0 and 1"),
+        ("trainer: {kind: slow, rest: 2}", "name: b", ["trainer.steps=[1]"], "{spec}, override 'trainer.steps=[1]': trainer: rest must"),
+        ("name: a", "name: ''", [], "{layer}: name must not be empty"),
+        ("name: a", "[1]", [], "{layer}: expected a mapping"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_layer_that_the_value_came_from(
+    tmp_path: Path, spec: str, layer: str, overrides: list[str], expected: str
+) -> None:
+    places = {"spec": write(tmp_path, spec), "layer": write(tmp_path, layer, "layer.yaml")}
+    with pytest.raises(UserError) as caught:
+        load(Root, places["spec"], overrides, [places["layer"]])
+    assert str(caught.value).startswith(expected.format(**places))
+
+
+def test_what_is_missing_is_missed_in_the_spec(tmp_path: Path) -> None:
+    @settings
+    class Needy:
+        name: str
+        resources: Resources = Resources()
+
+    spec, layer = write(tmp_path, "{}"), write(tmp_path, "resources: {workers: 2}", "layer.yaml")
+    with pytest.raises(UserError, match=r"spec\.yaml: name: required, and not given"):
+        load(Needy, spec, layers=[layer])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.yaml: no such file"):
+        load(Root, tmp_path / "nothing.yaml")
+    with pytest.raises(UserError, match=r"nothing\.yaml: no such file"):
+        load(Root, write(tmp_path, "name: a"), layers=[tmp_path / "nothing.yaml"])
+
+
+def test_dump_is_read_back_and_replace_checks() -> None:
+    config = Root(trainer=Slow(steps=(1, 2)))
+    assert from_data(Root, dump(config)) == config
+    assert replace(config, {"trainer.steps": [3]}).trainer == Slow(steps=(3,))
+    with pytest.raises(UserError, match="stesp"):
+        replace(config, {"trainer.stesp": [3]})
+
+
+def test_fingerprint_changes_with_everything_but_resources() -> None:
+    config = Root()
+    assert fingerprint(dump(config)) == fingerprint(dump(Root(resources=Resources(workers=9))))
+    assert fingerprint(dump(config)) != fingerprint(dump(Root(trainer=Fast(rate=2.0))))
+
+
+def test_schema_carries_field_docstrings() -> None:
+    assert json_schema(Root)["$defs"]["Fast"]["properties"]["rate"]["description"] == "Steps per second."
