@@ -33,7 +33,10 @@ class UserError(ValueError):
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field))
 def settings(cls: type[T]) -> type[T]:
-    """Make `cls` a frozen keyword-only dataclass that refuses unknown keys when it is loaded."""
+    """Make `cls` a frozen keyword-only dataclass that refuses unknown keys when it is loaded.
+
+    A class variable `renamed_keys` maps keys of earlier versions to their new names, for the error that an old key gets.
+    """
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     made.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
     return made
@@ -217,7 +220,8 @@ def _explain(cls: type[Any], error: Any) -> tuple[list[str], str]:
     value = f"got {error['input']!r}"
     if kind == "unexpected_keyword_argument":
         known = [field.name for field in dataclasses.fields(owner)] if owner else []
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        renamed = getattr(owner, "renamed_keys", {}).get(str(loc[-1]))
+        near = [renamed] if renamed else difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return path, f"unknown key ({value}); {hint}"
     if kind == "missing":
