@@ -1,40 +1,45 @@
-"""Measure predictions: against the truth, against the teacher, against each other; pure functions of rows."""
+"""Metrics of predictions against the truth, the teacher and each other, as pure functions of rows."""
 
 from __future__ import annotations
 
-from mint_ray.metrics.paired import PAIRED, Difference, adjust_holm, compare_pair, permutation_p
+from mint_ray.metrics.paired import Difference, adjust_holm, compare_pair, permutation_p
 from mint_ray.metrics.paper import PAPER_METRICS, measure_as_paper
 from mint_ray.metrics.ranking import (
-    LOWER_IS_BETTER,
+    MAX_K,
     METRICS,
+    PER_RECORD_METRICS,
     Estimate,
     LabelCount,
-    Moved,
-    count_confused,
+    Resampling,
+    Transitions,
+    count_label_hits,
+    count_top_1_confusions,
+    count_transitions,
+    effective_k,
     measure,
     measure_runs,
-    moved,
-    per_label,
 )
-from mint_ray.metrics.subgroups import strata
+from mint_ray.metrics.subgroups import find_subgroups
 
 __all__ = [
-    "LOWER_IS_BETTER",
+    "MAX_K",
     "METRICS",
-    "PAIRED",
     "PAPER_METRICS",
+    "PER_RECORD_METRICS",
     "Difference",
     "Estimate",
     "LabelCount",
-    "Moved",
+    "Resampling",
+    "Transitions",
     "adjust_holm",
     "compare_pair",
-    "count_confused",
+    "count_label_hits",
+    "count_top_1_confusions",
+    "count_transitions",
+    "effective_k",
+    "find_subgroups",
     "measure",
     "measure_as_paper",
     "measure_runs",
-    "moved",
-    "per_label",
     "permutation_p",
-    "strata",
 ]

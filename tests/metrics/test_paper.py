@@ -1,10 +1,10 @@
-"""The paper's evaluator as it is, beside ours: what passes there and earns nothing here."""
+"""The paper's evaluator compared with ours, on answers that the two judge differently."""
 
 from __future__ import annotations
 
 import pytest
 
-from mint_ray.metrics import PAPER_METRICS, measure, measure_as_paper
+from mint_ray.metrics import PAPER_METRICS, Resampling, measure, measure_as_paper
 from mint_ray.records import Label, Prediction
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import RareDisease
@@ -31,75 +31,81 @@ def written(*names: str) -> str:
 
 
 def read(texts: dict[str, str]) -> list[Prediction]:
-    """Answers as the evaluation reads them."""
+    """Parse answers as the evaluation does."""
     task = build_task(RareDisease(), LABELS, 2)
     found = {record_id: task.parse(text) for record_id, text in texts.items()}
     return [
-        Prediction(record_id=key, method="m", labels=answer.labels, text=texts[key], reason=answer.reason)
+        Prediction(record_id=key, student="aligned", labels=answer.labels, text=texts[key], reason=answer.reason)
         for key, answer in found.items()
     ]
 
 
 def ours(texts: dict[str, str]) -> dict[str, float]:
     found = measure(
-        read(texts), truth=TRUTH, teacher=RANKINGS, group={key: key for key in TRUTH}, top=1, bottom=1, resamples=10
+        read(texts),
+        truth=TRUTH,
+        teacher=RANKINGS,
+        group={key: key for key in TRUTH},
+        top=1,
+        bottom=1,
+        resampling=Resampling(resamples=10),
     )
     return {name: estimate.value for name, estimate in found.items()}
 
 
-def theirs(texts: dict[str, str]) -> dict[str, float]:
+def as_paper(texts: dict[str, str]) -> dict[str, float]:
     return measure_as_paper(read(texts), truth=TRUTH, teacher=RANKINGS, name=NAMES, top=1, bottom=1)
 
 
 NONSENSE = {"r1": written("blue bicycle", "seven of nine"), "r2": written("qwerty", "asdf")}
 
 
-def test_nonsense_earns_nothing_here_and_passes_the_papers_first_metric() -> None:
+def test_nonsense_scores_zero_here_and_passes_the_papers_first_metric() -> None:
     found = ours(NONSENSE)
     assert found.pop("hallucination_rate") == 1
     assert found.pop("readable") == 1
-    # a name that is in no list is in no bottom either: the one thing that nonsense does right
+    # a name that is no label is not at the bottom of the ranking either
     assert found.pop("avoidance") == 1
     assert set(found.values()) == {0.0}
-    paper = theirs(NONSENSE)
+    paper = as_paper(NONSENSE)
     assert paper["paper_e1"] == 1
     assert paper["paper_e2"] == paper["paper_e3"] == paper["paper_coverage"] == paper["paper_car"] == 0
 
 
-def test_noise_without_a_list_earns_nothing_at_all() -> None:
+def test_text_without_a_list_scores_zero() -> None:
     found = ours({"r1": "lorem ipsum dolor", "r2": "@@@"})
     assert found.pop("hallucination_rate") == 1
     assert set(found.values()) == {0.0}
 
 
-def test_another_number_of_a_syndrome_is_wrong_here_and_right_there() -> None:
+def test_another_number_of_a_syndrome_is_wrong_here_and_right_in_the_paper() -> None:
     texts = {"r1": written("Noonan syndrome 5"), "r2": written("Marfan syndrome")}
     assert ours(texts)["top_1_accuracy"] == 1 / 2
-    assert theirs(texts)["paper_e3"] == theirs(texts)["paper_e2"] == 1
+    assert as_paper(texts)["paper_e3"] == as_paper(texts)["paper_e2"] == 1
 
 
-def test_a_synonym_is_right_here_and_wrong_there() -> None:
+def test_a_synonym_is_right_here_and_wrong_in_the_paper() -> None:
     texts = {"r1": written("Male Turner syndrome"), "r2": written("Marfan syndrome")}
     assert ours(texts)["top_1_accuracy"] == 1
-    assert theirs(texts)["paper_e3"] == 1 / 2
+    assert as_paper(texts)["paper_e3"] == 1 / 2
 
 
-def test_an_empty_answer_shifts_the_rows_there_and_is_wrong_here() -> None:
+def test_an_empty_answer_shifts_the_rows_in_the_paper_and_is_wrong_here() -> None:
     texts = {"r1": "", "r2": written("Marfan syndrome")}
     assert ours(texts)["top_1_accuracy"] == 1 / 2
-    # the only answer is judged by the truth of the first record
-    assert theirs(texts)["paper_e3"] == 0
+    # the only answer is compared with the truth of the first record
+    assert as_paper(texts)["paper_e3"] == 0
     shifted = {"r1": "", "r2": written("Noonan syndrome 1")}
     assert ours(shifted)["top_1_accuracy"] == 0
-    assert theirs(shifted)["paper_e3"] == 1
+    assert as_paper(shifted)["paper_e3"] == 1
 
 
-def test_a_missing_row_and_a_shifted_one_cannot_be_measured() -> None:
+def test_a_missing_row_and_a_repeated_row_are_refused() -> None:
     rows = read({"r1": written("Marfan syndrome"), "r2": written("Marfan syndrome")})
     settings = {"truth": TRUTH, "teacher": {}, "group": {key: key for key in TRUTH}, "top": 1, "bottom": 1}
     with pytest.raises(ValueError, match="'r1' has no prediction"):
         measure(rows[1:], **settings)  # type: ignore[arg-type]
-    # two rows of the second record, as when every row has moved up by one
+    # two rows of the second record, as if every row had moved up by one
     with pytest.raises(ValueError, match="'r2' has more than one prediction"):
         measure([rows[1], *rows], **settings)  # type: ignore[arg-type]
 
@@ -107,9 +113,9 @@ def test_a_missing_row_and_a_shifted_one_cannot_be_measured() -> None:
 def test_the_papers_numbers_equal_a_hand_computation() -> None:
     texts = {"r1": written("Marfan syndrome", "Noonan syndrome 1"), "r2": written("Marfan syndrom", "x")}
     found = measure_as_paper(read(texts), truth=TRUTH, teacher=RANKINGS, name=NAMES, top=2, bottom=1)
-    # r1: of the first two names one is like the teacher's first two, which are both Noonan; r2: Marfan alone
+    # r1: one of the two names matches the teacher's first two, which are both Noonan; r2: only Marfan
     coverage = (1 / 2 + 1 / 2) / 2
-    # the last of r1, Kabuki syndrome 1, is like neither Noonan (0.71); the last of r2, Noonan 5, like neither of its top
+    # the last label of r1, Kabuki syndrome 1, matches no Noonan (0.71); that of r2, Noonan 5, none of its first two
     assert found == pytest.approx(
         {
             "paper_e1": 1.0, "paper_e2": 1.0, "paper_e3": 1 / 2, "paper_coverage": coverage, "paper_avoidance": 1.0,
@@ -119,11 +125,11 @@ def test_the_papers_numbers_equal_a_hand_computation() -> None:
     assert list(found) == list(PAPER_METRICS)
 
 
-def test_avoidance_there_does_not_look_at_the_answer() -> None:
+def test_the_papers_avoidance_ignores_the_answer() -> None:
     bottom = {"r1": written("Kabuki syndrome 1"), "r2": written("Noonan syndrome 5")}
-    assert theirs(bottom)["paper_avoidance"] == theirs(NONSENSE)["paper_avoidance"] == 1
+    assert as_paper(bottom)["paper_avoidance"] == as_paper(NONSENSE)["paper_avoidance"] == 1
     assert ours(bottom)["avoidance"] == 0
 
 
-def test_nothing_written_gives_no_number() -> None:
-    assert theirs({"r1": "", "r2": " "}) == {}
+def test_empty_answers_give_no_metrics() -> None:
+    assert as_paper({"r1": "", "r2": " "}) == {}

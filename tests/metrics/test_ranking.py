@@ -1,4 +1,4 @@
-"""What the metrics say, against counts made by hand."""
+"""Metrics of predictions, against hand computations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from mint_ray.metrics import (
     METRICS,
     Estimate,
     LabelCount,
-    Moved,
-    count_confused,
+    Resampling,
+    Transitions,
+    count_label_hits,
+    count_top_1_confusions,
+    count_transitions,
+    effective_k,
     measure,
     measure_runs,
-    moved,
-    per_label,
 )
 from mint_ray.records import Prediction
 
@@ -26,7 +28,7 @@ RANKING = ["a", "b", "c", "d", "e", "f"]
 
 
 def answer(record_id: str, *labels: str, reason: str | None = None) -> Prediction:
-    return Prediction(record_id=record_id, method="student", labels=list(labels), text="", reason=reason)
+    return Prediction(record_id=record_id, student="aligned", labels=list(labels), text="", reason=reason)
 
 
 def values(predictions: list[Prediction], truth: dict[str, str], **changes: object) -> dict[str, float]:
@@ -36,7 +38,7 @@ def values(predictions: list[Prediction], truth: dict[str, str], **changes: obje
         "group": {record_id: record_id for record_id in truth},
         "top": 2,
         "bottom": 2,
-        "resamples": 20,
+        "resampling": Resampling(resamples=20),
     }
     estimates = measure(predictions, **{**arguments, **changes})  # type: ignore[arg-type]
     return {name: estimate.value for name, estimate in estimates.items()}
@@ -45,7 +47,9 @@ def values(predictions: list[Prediction], truth: dict[str, str], **changes: obje
 def test_metrics_equal_a_hand_computation() -> None:
     predictions = [
         answer("1", "a", "e"),  # right first; one of two covered, one of two in the bottom
-        answer("2", "c", "b", "", "f"),  # right second; a quarter covered, a quarter in the bottom, one name invented
+        answer(
+            "2", "c", "b", "", "f"
+        ),  # right second; a quarter covered, a quarter in the bottom, one name is no label
         answer("3", reason="no_list"),
         answer("4", "b", "b", "a"),  # wrong; all covered, nothing in the bottom
     ]
@@ -54,11 +58,11 @@ def test_metrics_equal_a_hand_computation() -> None:
     assert found == pytest.approx(
         {
             "top_1_accuracy": 1 / 4,
-            "top_10_accuracy": 2 / 4,
+            "top_k_accuracy": 2 / 4,
             "mean_reciprocal_rank": (1 + 1 / 2 + 0 + 0) / 4,
             "macro_top_1_accuracy": (1 / 2 + 0 + 0) / 3,  # a is the truth twice, b and d once
             "hallucination_free_accuracy": 2 / 4,
-            "hallucination_rate": (0 + 1 + 1 + 0) / (2 + 4 + 1 + 3),  # what names nothing is one made-up item
+            "hallucination_rate": (0 + 1 + 1 + 0) / (2 + 4 + 1 + 3),  # an empty answer counts as one such item
             "coverage": coverage,
             "avoidance": avoidance,
             "car": 2 * coverage * avoidance / (coverage + avoidance),
@@ -76,32 +80,44 @@ def test_car_weighs_coverage_and_avoidance_as_the_paper_does() -> None:
     assert found["car"] == pytest.approx(1.5 * 0.25 * 0.75 / (0.5 * 0.25 + 0.75))
 
 
-def test_a_repeated_label_counts_once_and_each_invented_name_counts() -> None:
+def test_a_repeated_label_counts_once_and_each_name_that_is_no_label_counts() -> None:
     assert values([answer("1", "a", "a", "c")], {"1": "a"})["coverage"] == 1 / 2
     assert values([answer("1", "a", "", "")], {"1": "a"})["coverage"] == pytest.approx(1 / 3)
     assert values([answer("1", "f", "", "")], {"1": "a"})["avoidance"] == pytest.approx(2 / 3)
 
 
-def test_repeated_names_use_up_places_of_the_first_ten() -> None:
-    assert values([answer("1", *["b"] * 9, "a")], {"1": "a"})["top_10_accuracy"] == 1
-    assert values([answer("1", *["b"] * 10, "a")], {"1": "a"})["top_10_accuracy"] == 0
+def test_repeated_names_occupy_places_of_the_first_k() -> None:
+    assert values([answer("1", "b", "a")], {"1": "a"}, top=2)["top_k_accuracy"] == 1
+    assert values([answer("1", "b", "b", "a")], {"1": "a"}, top=2)["top_k_accuracy"] == 0
+
+
+def test_k_is_the_list_length_up_to_ten_and_stands_beside_the_estimate() -> None:
+    assert [effective_k(top) for top in (1, 3, 10, 30)] == [1, 3, 10, 10]
+    found = measure([answer("1", "a")], truth={"1": "a"}, teacher={}, group={"1": "g"}, top=3, bottom=1)
+    assert {name: estimate.k for name, estimate in found.items() if estimate.k is not None} == {"top_k_accuracy": 3}
+    ranking = [f"L{number}" for number in range(12)]
+    for place, right in ((9, 1), (10, 0)):
+        named = measure(
+            [answer("1", *ranking)], truth={"1": ranking[place]}, teacher={}, group={"1": "g"}, top=12, bottom=1
+        )
+        assert named["top_k_accuracy"] == Estimate(right, right, right, k=10)
 
 
 @pytest.mark.parametrize("silent", [answer("1", reason="no_list"), answer("1")])
-def test_an_answer_that_names_nothing_earns_nothing(silent: Prediction) -> None:
+def test_an_answer_without_names_scores_zero(silent: Prediction) -> None:
     found = values([silent], {"1": "a"})
     assert found.pop("readable") == (silent.reason is None)
     assert found.pop("hallucination_rate") == 1
     assert set(found.values()) == {0.0}
 
 
-def test_an_unreadable_answer_earns_nothing_from_labels_it_carries() -> None:
+def test_the_labels_of_an_unparsed_answer_do_not_count() -> None:
     found = values([answer("1", "a", reason="cut_off")], {"1": "a"})
     assert found.pop("hallucination_rate") == 1
     assert set(found.values()) == {0.0}
 
 
-def test_records_the_teacher_did_not_rank_stay_out_of_coverage_only() -> None:
+def test_records_without_a_teacher_ranking_are_left_out_of_coverage_only() -> None:
     predictions = [answer("1", "a", "c"), answer("2", "b")]
     found = values(predictions, {"1": "a", "2": "a"}, teacher={"1": RANKING, "2": []})
     assert (found["top_1_accuracy"], found["coverage"]) == (0.5, 0.5)
@@ -121,15 +137,22 @@ def test_predictions_outside_the_truth_are_ignored() -> None:
         ([answer("r1"), answer("r2")], {"top": 5}, "'r1': the teacher ranks 6 labels, fewer than top . bottom = 7"),
         ([answer("r1"), answer("r2")], {"bottom": 0}, "got 2 and 0"),
         ([answer("r1"), answer("r2")], {"car_weight": math.nan}, "got nan"),
-        ([answer("r1"), answer("r2")], {"resamples": 0}, "got 0"),
-        ([answer("r1"), answer("r2")], {"confidence": 95}, "got 95"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_by_name(
+def test_unusable_input_is_refused_with_its_name(
     predictions: list[Prediction], changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         values(predictions, {"r1": "a", "r2": "a"}, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"resamples": 0}, "got 0 and 10000"), ({"permutations": 0}, "got 1000 and 0"), ({"confidence": 95}, "got 95")],
+)
+def test_resampling_settings_out_of_range_are_refused(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Resampling(**changes)  # type: ignore[arg-type]
 
 
 def test_no_records_are_refused() -> None:
@@ -137,11 +160,17 @@ def test_no_records_are_refused() -> None:
         values([], {})
 
 
-def test_the_interval_of_many_single_groups_is_that_of_a_binomial_share() -> None:
+def test_the_interval_of_many_groups_is_that_of_a_binomial_share() -> None:
     truth = {str(number): "a" for number in range(400)}
     predictions = [answer(key, "a" if int(key) < 120 else "b") for key in truth]
     estimate = measure(
-        predictions, truth=truth, teacher={}, group={key: key for key in truth}, top=1, bottom=1, resamples=4000
+        predictions,
+        truth=truth,
+        teacher={},
+        group={key: key for key in truth},
+        top=1,
+        bottom=1,
+        resampling=Resampling(resamples=4000),
     )["top_1_accuracy"]
     half = 1.96 * math.sqrt(0.3 * 0.7 / 400)
     assert estimate.value == pytest.approx(0.3)
@@ -174,22 +203,29 @@ def cases(draw: st.DrawFn) -> tuple[list[Prediction], dict[str, str], dict[str, 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(cases(), st.floats(0, 4), st.randoms(use_true_random=False))
-def test_intervals_hold_their_value_and_the_order_of_rows_does_not_matter(
+def test_intervals_contain_their_value_and_the_order_of_rows_does_not_matter(
     case: tuple[list[Prediction], dict[str, str], dict[str, list[str]], dict[str, str]],
     weight: float,
-    chance: random.Random,
+    rng: random.Random,
 ) -> None:
     predictions, truth, teacher, group = case
     found = measure(
-        predictions, truth=truth, teacher=teacher, group=group, top=2, bottom=3, car_weight=weight, resamples=30
+        predictions,
+        truth=truth,
+        teacher=teacher,
+        group=group,
+        top=2,
+        bottom=3,
+        car_weight=weight,
+        resampling=Resampling(resamples=30),
     )
     for estimate in found.values():
         assert -1e-12 <= estimate.low <= estimate.value <= estimate.high <= 1 + 1e-12
-    assert found["top_1_accuracy"].value <= found["top_10_accuracy"].value <= found["readable"].value
+    assert found["top_1_accuracy"].value <= found["top_k_accuracy"].value <= found["readable"].value
     assert found["hallucination_free_accuracy"].value <= found["readable"].value
     shuffled, keys = list(predictions), list(truth)
-    chance.shuffle(shuffled)
-    chance.shuffle(keys)
+    rng.shuffle(shuffled)
+    rng.shuffle(keys)
     again = measure(
         shuffled,
         truth={key: truth[key] for key in keys},
@@ -198,30 +234,32 @@ def test_intervals_hold_their_value_and_the_order_of_rows_does_not_matter(
         top=2,
         bottom=3,
         car_weight=weight,
-        resamples=30,
+        resampling=Resampling(resamples=30),
     )
     assert again == found
 
 
-def test_per_label_counts_truth_and_hits() -> None:
+def test_hits_are_counted_for_each_true_label() -> None:
     predictions = [answer("1", "a"), answer("2", "b", "a"), answer("3", "a"), answer("4", reason="no_list")]
-    assert per_label(predictions, {"1": "a", "2": "a", "3": "b", "4": "b"}) == {
-        "a": LabelCount(count=2, top_1=1, top_10=2),
-        "b": LabelCount(count=2, top_1=0, top_10=0),
+    truth = {"1": "a", "2": "a", "3": "b", "4": "b"}
+    assert count_label_hits(predictions, truth, k=2) == {
+        "a": LabelCount(count=2, top_1=1, top_k=2),
+        "b": LabelCount(count=2, top_1=0, top_k=0),
     }
+    assert count_label_hits(predictions, truth, k=1)["a"] == LabelCount(count=2, top_1=1, top_k=1)
 
 
-def test_moved_counts_each_record_in_one_cell() -> None:
+def test_each_record_is_counted_as_one_transition() -> None:
     truth = dict.fromkeys("12345", "a")
     before = [answer("1", "a"), answer("2", "b"), answer("3", "b", "a"), answer("4"), answer("5", "b")]
     after = [answer("1", "b", "a"), answer("2", "a"), answer("3", "b"), answer("4"), answer("5", "a")]
-    assert moved(before, after, truth) == Moved(kept=1, gained=2, lost=1, neither=1)
-    assert moved(before, after, truth, first=1) == Moved(kept=0, gained=2, lost=1, neither=2)
+    assert count_transitions(before, after, truth, k=10) == Transitions(kept=1, gained=2, lost=1, neither=1)
+    assert count_transitions(before, after, truth, k=1) == Transitions(kept=0, gained=2, lost=1, neither=2)
 
 
 def ranked(record_id: str, **scores: float) -> Prediction:
     return Prediction(
-        record_id=record_id, method="student, ranked", labels=list(scores), text="", scores=list(scores.values())
+        record_id=record_id, student="aligned", mode="rank", labels=list(scores), text="", scores=list(scores.values())
     )
 
 
@@ -233,33 +271,33 @@ def test_calibration_equals_a_hand_computation() -> None:
         answer("4", reason="empty"),
     ]
     found = values(predictions, {"1": "a", "2": "a", "3": "c", "4": "a"}, top=1, bottom=1, teacher={})
-    # bins: (0.7, right) and (0.72, wrong); (0.5, right); the silent one puts nothing on anything
+    # bins: (0.7, right) and (0.72, wrong); (0.5, right); the empty answer has no probabilities
     assert found["expected_calibration_error"] == pytest.approx((abs(1 - 0.7 + 0 - 0.72) + abs(1 - 0.5)) / 4)
     brier = [0.3**2 + 0.2**2 + 0.1**2, 0.82**2 + 0.72**2 + 0.1**2, 0.5**2 + 0.3**2 + 0.2**2, 1.0]
     assert found["brier_score"] == pytest.approx(sum(brier) / 4)
     assert found["mean_reciprocal_rank"] == pytest.approx((1 + 1 / 2 + 1 + 0) / 4)
 
 
-def test_a_perfect_and_certain_ranking_has_no_error_of_calibration() -> None:
+def test_a_perfect_and_certain_ranking_has_no_calibration_error() -> None:
     found = values([ranked("1", a=1.0, b=0.0)], {"1": "a"}, teacher={})
     assert (found["expected_calibration_error"], found["brier_score"]) == (0, 0)
 
 
-def test_a_ranking_of_all_labels_counts_as_a_list_as_long_as_anyones() -> None:
+def test_a_ranking_of_all_labels_is_truncated_to_the_list_length() -> None:
     whole = ranked("1", c=0.4, a=0.3, b=0.2, f=0.05, e=0.04, d=0.01)
     found = values([whole], {"1": "b"})
-    assert found["top_10_accuracy"] == 0, "b stands behind the first two"
+    assert found["top_k_accuracy"] == 0, "b stands behind the first two"
     assert (found["coverage"], found["avoidance"]) == (1 / 2, 1)
     assert found["mean_reciprocal_rank"] == pytest.approx(1 / 3)
 
 
-def test_scores_that_do_not_go_with_the_labels_are_refused_by_name() -> None:
-    broken = Prediction(record_id="1", method="m", labels=["a", "b"], text="", scores=[1.0])
+def test_scores_of_another_length_than_the_labels_are_refused_by_name() -> None:
+    broken = Prediction(record_id="1", student="aligned", labels=["a", "b"], text="", scores=[1.0])
     with pytest.raises(ValueError, match="'1': 1 scores for 2 labels"):
         values([broken], {"1": "a"})
 
 
-def test_several_runs_are_measured_by_their_mean_with_both_variations() -> None:
+def test_several_runs_are_measured_by_their_mean_with_both_sources_of_variation() -> None:
     truth = {str(number): "a" for number in range(100)}
     group = {key: key for key in truth}
     good, bad = [answer(key, "a") for key in truth], [answer(key, "b") for key in truth]
@@ -274,7 +312,7 @@ def test_several_runs_are_measured_by_their_mean_with_both_variations() -> None:
     assert same == measure(half, **settings)["top_1_accuracy"]  # type: ignore[arg-type]
 
 
-def test_a_row_that_is_missing_from_one_run_is_named() -> None:
+def test_a_row_missing_from_one_run_is_named() -> None:
     truth = {"1": "a", "2": "a"}
     with pytest.raises(ValueError, match="'2' has no prediction"):
         measure_runs(
@@ -285,8 +323,8 @@ def test_a_row_that_is_missing_from_one_run_is_named() -> None:
         measure_runs([], truth=truth, teacher={}, group={}, top=1, bottom=1)
 
 
-def test_labels_that_are_confused_are_counted_over_all_runs() -> None:
+def test_top_1_confusions_are_counted_over_all_runs() -> None:
     truth = {"1": "a", "2": "a", "3": "b"}
     first = [answer("1", "b", "a"), answer("2", "a"), answer("3", "")]
     second = [answer("1", "b"), answer("2", "b"), answer("3", reason="empty")]
-    assert count_confused([first, second], truth) == {("a", "b"): 3}
+    assert count_top_1_confusions([first, second], truth) == {("a", "b"): 3}

@@ -1,10 +1,10 @@
-"""Parts of the records, by hand."""
+"""Subgroups of a few records written by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from mint_ray.metrics import strata
+from mint_ray.metrics import find_subgroups
 from mint_ray.metrics.subgroups import age_in_years
 from mint_ray.records import Record
 
@@ -21,7 +21,7 @@ def test_ages_are_read_as_durations_or_years(age: str, years: float | None) -> N
     assert age_in_years(age) == (None if years is None else pytest.approx(years))
 
 
-def test_records_are_parted_by_rarity_sex_and_age() -> None:
+def test_records_are_split_by_label_frequency_sex_and_age() -> None:
     records = [
         record("1", "a", sex="FEMALE", age="P11M"),
         record("2", "b", sex="m", age="P17Y11M"),
@@ -29,7 +29,7 @@ def test_records_are_parted_by_rarity_sex_and_age() -> None:
         record("4", "d", sex="other", age="P70Y"),
     ]
     # the median of 1, 5, 9 and 0 is 3
-    assert strata(records, {"a": 1, "b": 5, "c": 9, "d": 0}) == {
+    assert find_subgroups(records, {"a": 1, "b": 5, "c": 9, "d": 0}) == {
         "rare labels": {"1", "4"},
         "frequent labels": {"2", "3"},
         "female": {"1"},
@@ -42,10 +42,10 @@ def test_records_are_parted_by_rarity_sex_and_age() -> None:
     }
 
 
-def test_labels_that_are_equally_frequent_are_not_parted() -> None:
-    assert "rare labels" not in strata([record("1", "a"), record("2", "b")], {"a": 4, "b": 4})
+def test_equally_frequent_labels_give_no_frequency_subgroups() -> None:
+    assert "rare labels" not in find_subgroups([record("1", "a"), record("2", "b")], {"a": 4, "b": 4})
 
 
-def test_a_label_that_was_never_trained_on_is_rare() -> None:
-    parts = strata([record("1", "new"), record("2", "b")], {"a": 1, "b": 4})
-    assert (parts["rare labels"], parts["frequent labels"]) == ({"1"}, {"2"})
+def test_a_label_without_training_records_is_rare() -> None:
+    subgroups = find_subgroups([record("1", "new"), record("2", "b")], {"a": 1, "b": 4})
+    assert (subgroups["rare labels"], subgroups["frequent labels"]) == ({"1"}, {"2"})
