@@ -1,4 +1,4 @@
-"""Choose which labels a teacher's scores make preferred and which rejected; a sampler's config is the sampler."""
+"""Samplers: select the chosen and rejected labels of a record from the teacher's scores; a config is the sampler."""
 
 from __future__ import annotations
 
@@ -6,50 +6,47 @@ from typing import Annotated
 
 from pydantic import Field
 
-from mint_ray.samplers.affinity import Confusion, Sibling, count_confusions, to_affinity
-from mint_ray.samplers.lists import (
-    NOTHING,
-    Affinity,
-    Ask,
-    Hard,
-    Knowledge,
-    Margin,
-    Permuted,
+from mint_ray.samplers.affinity import Confusion, Sibling, count_confusions, to_affinity_matrix
+from mint_ray.samplers.base import (
+    EMPTY_CONTEXT,
+    AffinityMatrix,
+    ChosenRejected,
+    Requirement,
     Sampler,
-    Split,
-    TopBottom,
-    Truth,
-    Uniform,
-    difficulty,
+    SamplerContext,
 )
-from mint_ray.samplers.mixture import Mixture, Share
+from mint_ray.samplers.difficulty import difficulty
+from mint_ray.samplers.mixture import Mixture, MixtureMember
 from mint_ray.samplers.on_policy import OnPolicy
+from mint_ray.samplers.ranking import Hard, Margin, Permuted, TopBottom, Uniform
+from mint_ray.samplers.truth import Truth
 
 AnySampler = Annotated[
     TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy | Mixture | Truth,
     Field(discriminator="kind"),
 ]
+"""Settings of `pair.sampler`, selected by `kind`."""
 
 __all__ = [
-    "NOTHING",
-    "Affinity",
+    "EMPTY_CONTEXT",
+    "AffinityMatrix",
     "AnySampler",
-    "Ask",
+    "ChosenRejected",
     "Confusion",
     "Hard",
-    "Knowledge",
     "Margin",
     "Mixture",
+    "MixtureMember",
     "OnPolicy",
     "Permuted",
+    "Requirement",
     "Sampler",
-    "Share",
+    "SamplerContext",
     "Sibling",
-    "Split",
     "TopBottom",
     "Truth",
     "Uniform",
     "count_confusions",
     "difficulty",
-    "to_affinity",
+    "to_affinity_matrix",
 ]

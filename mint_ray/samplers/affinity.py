@@ -1,4 +1,4 @@
-"""Samplers that reject labels which are tied to the chosen ones: confused with them, or like them."""
+"""Samplers that reject labels with a high affinity to the chosen ones: confused with them, or similar to them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,28 @@ from pydantic import Field
 
 from mint_ray.config.loader import settings
 from mint_ray.records import TeacherScores
-from mint_ray.samplers.lists import Affinity, Ask, Knowledge, Sampler, draw_by_odds, windows
+from mint_ray.samplers.base import (
+    AffinityMatrix,
+    Requirement,
+    Sampler,
+    SamplerContext,
+    chunks,
+    sample_without_replacement,
+)
 
 
 @settings
-class Tied(Sampler):
-    """Rejects what is most strongly tied to the chosen labels, in sum over them, told in the teacher's order.
+class AffinitySampler(Sampler):
+    """Reject the labels with the largest sum of affinities to the chosen ones, listed in the teacher's order.
 
-    Labels without a tie come after all that have one, in the teacher's order, so that a pair is never lost for want
-    of ties.
+    Labels of affinity 0 follow all others, in the teacher's order, so that no pair is lost for lack of affinities.
     """
 
     temperature: Annotated[
         float,
         Field(
-            description="0: the strongest ties first; above it labels are drawn with odds tie ** (1 / temperature), "
-            "so that 1 draws in proportion to the tie."
+            description="0: labels of the largest affinity first; otherwise labels are drawn in proportion to "
+            "affinity ** (1 / temperature), so that 1 draws in proportion to the affinity."
         ),
     ] = 0.0
 
@@ -36,75 +42,83 @@ class Tied(Sampler):
             raise ValueError(f"temperature must not be negative, got {self.temperature}")
 
     @property
-    def draws_at_random(self) -> bool:
+    def is_random(self) -> bool:
+        """True if labels are drawn (temperature above 0)."""
         return self.temperature > 0
 
-    def ties(self, knowledge: Knowledge) -> Affinity:
-        """Of what is known, the ties that this sampler reads."""
+    def affinities(self, context: SamplerContext) -> AffinityMatrix:
+        """Return the affinity matrix of the context that this sampler uses."""
         raise NotImplementedError
 
-    def rejections(
-        self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
+    def iter_rejected(
+        self, chosen: list[str], remaining: list[str], scores: TeacherScores, context: SamplerContext
     ) -> Iterator[list[str]]:
-        table = self.ties(knowledge)
-        rows = [table[label] for label in chosen if label in table]
-        tie = {label: sum(row.get(label, 0.0) for row in rows) for label in rest}
-        for order in self._orders(rest, tie, scores.record_id):
-            picked = set(order)
-            yield [label for label in rest if label in picked]
+        """Yield the labels of largest affinity, then the ones after them; at a temperature, draws without end."""
+        matrix = self.affinities(context)
+        rows = [matrix[label] for label in chosen if label in matrix]
+        affinity = {label: sum(row.get(label, 0.0) for row in rows) for label in remaining}
+        for labels in self._iter_selections(remaining, affinity, scores.record_id):
+            selected = set(labels)
+            yield [label for label in remaining if label in selected]
 
-    def _orders(self, rest: list[str], tie: Mapping[str, float], record_id: str) -> Iterator[list[str]]:
-        count = self.rejected_length
+    def _iter_selections(
+        self, remaining: list[str], affinity: Mapping[str, float], record_id: str
+    ) -> Iterator[list[str]]:
+        count = self.num_rejected
         if self.temperature == 0:
-            # sorting is stable: what ties equally stays in the teacher's order
-            yield from windows(sorted(rest, key=lambda label: -tie[label]), count)
+            # sorting is stable: labels of equal affinity stay in the teacher's order
+            yield from chunks(sorted(remaining, key=lambda label: -affinity[label]), count)
             return
-        rng = self.stream(record_id)
-        tied = [label for label in rest if tie[label] > 0]
-        untied = [label for label in rest if tie[label] <= 0]
-        log_odds = [math.log(tie[label]) / self.temperature for label in tied]
+        rng = self.record_rng(record_id)
+        related = [label for label in remaining if affinity[label] > 0]
+        unrelated = [label for label in remaining if affinity[label] <= 0]
+        log_weights = [math.log(affinity[label]) / self.temperature for label in related]
         while True:
-            yield [*draw_by_odds(tied, log_odds, count, rng), *untied][:count]
+            yield [*sample_without_replacement(related, log_weights, count, rng), *unrelated][:count]
 
 
 @settings
-class Confusion(Tied):
-    """What the teacher itself confuses with the chosen labels, counted on the validation split.
+class Confusion(AffinitySampler):
+    """Reject the labels that the teacher confuses with the chosen ones, counted on the validation split.
 
-    Two labels are tied by the number of validation records of either that have the other among the first `top` of
-    their ranking: the lists that the student is to learn.
+    The affinity of two labels is the number of validation records of either that have the other among the first `top`
+    labels of their ranking, which are the lists that the student learns.
     """
 
     kind: Literal["confusion"] = "confusion"
 
     @property
-    def asks(self) -> frozenset[Ask]:
+    def requires(self) -> frozenset[Requirement]:
+        """Fields of the context that must be computed: the confusions."""
         return frozenset({"confusions"})
 
-    def ties(self, knowledge: Knowledge) -> Affinity:
-        return knowledge.confusions
+    def affinities(self, context: SamplerContext) -> AffinityMatrix:
+        """Return the confusions."""
+        return context.confusions
 
 
 @settings
-class Sibling(Tied):
-    """What is near the chosen labels in the label ontology: for diseases, the likeness of their annotated findings."""
+class Sibling(AffinitySampler):
+    """Reject the labels most similar to the chosen ones in the ontology: for diseases, by their annotated findings."""
 
     kind: Literal["sibling"] = "sibling"
 
     @property
-    def asks(self) -> frozenset[Ask]:
+    def requires(self) -> frozenset[Requirement]:
+        """Fields of the context that must be computed: the siblings."""
         return frozenset({"siblings"})
 
-    def ties(self, knowledge: Knowledge) -> Affinity:
-        return knowledge.siblings
+    def affinities(self, context: SamplerContext) -> AffinityMatrix:
+        """Return the similarities."""
+        return context.siblings
 
 
 def count_confusions(
     scores: Iterable[TeacherScores], truths: Iterable[str | None], top: int
 ) -> Counter[tuple[str, str]]:
-    """How many records of a true label have each other label among the first `top` of their ranking.
+    """Count the records of each true label that have each other label among the first `top` of their ranking.
 
-    Keys are (true label, other label). Records of no known label (None among `truths`) count nowhere.
+    Keys are (true label, other label). Records without a known label (None in `truths`) are skipped.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for row, truth in zip(scores, truths, strict=True):
@@ -113,11 +127,11 @@ def count_confusions(
     return counts
 
 
-def to_affinity(counts: Mapping[tuple[str, str], int]) -> Affinity:
-    """Confusions as ties, which have no direction: both ways are added up."""
-    ties: Affinity = {}
+def to_affinity_matrix(counts: Mapping[tuple[str, str], int]) -> AffinityMatrix:
+    """Return confusion counts as a symmetric affinity matrix: the sum of both directions."""
+    matrix: AffinityMatrix = {}
     for (one, other), count in counts.items():
         for a, b in ((one, other), (other, one)):
-            row = ties.setdefault(a, {})
+            row = matrix.setdefault(a, {})
             row[b] = row.get(b, 0.0) + count
-    return ties
+    return matrix

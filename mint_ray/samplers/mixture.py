@@ -1,4 +1,4 @@
-"""Several samplers, of which each record is given one."""
+"""A mixture of samplers, one of which draws the pairs of a record."""
 
 from __future__ import annotations
 
@@ -12,30 +12,20 @@ from pydantic import Field
 from mint_ray.config.loader import settings
 from mint_ray.records import TeacherScores
 from mint_ray.samplers.affinity import Confusion, Sibling
-from mint_ray.samplers.lists import (
-    NOTHING,
-    Ask,
-    Hard,
-    Knowledge,
-    Margin,
-    Permuted,
-    Sampler,
-    Split,
-    TopBottom,
-    Uniform,
-)
+from mint_ray.samplers.base import EMPTY_CONTEXT, ChosenRejected, Requirement, Sampler, SamplerContext
 from mint_ray.samplers.on_policy import OnPolicy
+from mint_ray.samplers.ranking import Hard, Margin, Permuted, TopBottom, Uniform
 
-SHARED = ("top", "bottom", "pairs_per_record", "truth_first", "seed")
-"""Fields in which all members are as the mixture says."""
+SHARED_FIELDS = ("top", "bottom", "pairs_per_record", "truth_first", "seed")
+"""Fields of the mixture that apply to all its members."""
 
 
 @settings
-class Share:
-    """One sampler of a mixture."""
+class MixtureMember:
+    """One sampler of a mixture and its weight."""
 
     weight: float = 1.0
-    """Its records are to all records as this weight to the sum of all weights."""
+    """Probability of this sampler, relative to the sum of all weights."""
     sampler: Annotated[
         TopBottom | Hard | Margin | Uniform | Permuted | Confusion | Sibling | OnPolicy, Field(discriminator="kind")
     ]
@@ -47,54 +37,64 @@ class Share:
 
 @settings
 class Mixture(Sampler):
-    """Each record's pairs are drawn by one of several samplers, itself drawn by weight.
+    """Several samplers; each record's pairs are drawn by one of them, which is itself drawn by weight.
 
-    The sizes of the lists, pairs per record, `truth_first` and the seed are the mixture's own.
+    List lengths, pairs per record, `truth_first` and seed are those of the mixture.
     """
 
     kind: Literal["mixture"] = "mixture"
-    members: tuple[Share, ...]
+    members: tuple[MixtureMember, ...]
     """The samplers and their weights."""
 
     def __post_init__(self) -> None:
         Sampler.__post_init__(self)
         if not self.members:
             raise ValueError("members must name at least one sampler, got none")
-        default: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Sampler)}
-        for share in self.members:
-            for name in SHARED:
-                said, own = getattr(share.sampler, name), getattr(self, name)
-                if said not in (default[name], own):
-                    raise ValueError(f"{name} is the mixture's to say, {own}; its {share.sampler.kind} says {said}")
-        _ = self.samplers  # what the mixture's sizes do not allow a member is said here
+        defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Sampler)}
+        for member in self.members:
+            for name in SHARED_FIELDS:
+                value, own = getattr(member.sampler, name), getattr(self, name)
+                if value not in (defaults[name], own):
+                    raise ValueError(
+                        f"{name} is set by the mixture, to {own}; its member {member.sampler.kind} has {value}"
+                    )
+        _ = self.samplers  # validates the members with the mixture's list lengths
 
     @functools.cached_property
     def samplers(self) -> tuple[Sampler, ...]:
-        """The members with what the mixture says for all."""
-        shared = {name: getattr(self, name) for name in SHARED}
-        return tuple(dataclasses.replace(share.sampler, **shared) for share in self.members)
+        """The members with the shared fields of the mixture."""
+        shared = {name: getattr(self, name) for name in SHARED_FIELDS}
+        return tuple(dataclasses.replace(member.sampler, **shared) for member in self.members)
 
     @property
-    def least_labels(self) -> int:
-        return max(sampler.least_labels for sampler in self.samplers)
+    def min_labels(self) -> int:
+        """Minimum number of labels of the task: the maximum over the members."""
+        return max(sampler.min_labels for sampler in self.samplers)
 
     @property
-    def asks(self) -> frozenset[Ask]:
-        return frozenset().union(*(sampler.asks for sampler in self.samplers))
+    def requires(self) -> frozenset[Requirement]:
+        """Fields of the context that any member requires."""
+        return frozenset().union(*(sampler.requires for sampler in self.samplers))
 
     @property
-    def students(self) -> frozenset[str | None]:
-        return frozenset().union(*(sampler.students for sampler in self.samplers))
+    def required_students(self) -> frozenset[str | None]:
+        """Students that any member requires."""
+        return frozenset().union(*(sampler.required_students for sampler in self.samplers))
 
     @property
-    def draws_at_random(self) -> bool:
+    def is_random(self) -> bool:
+        """True: the member is drawn."""
         return True
 
     def for_record(self, record_id: str) -> Sampler:
-        # a stream apart from the members': which is drawn must not tell what it draws
+        """Return the member that draws this record's pairs."""
+        # a random stream of its own: the draw of the member must not be correlated with the member's draws
         rng = random.Random(f"{self.seed}:mixture:{record_id}")
-        [sampler] = rng.choices(self.samplers, [share.weight for share in self.members])
+        [sampler] = rng.choices(self.samplers, [member.weight for member in self.members])
         return sampler
 
-    def draw(self, scores: TeacherScores, truth: str | None, knowledge: Knowledge = NOTHING) -> list[Split]:
-        return self.for_record(scores.record_id).draw(scores, truth, knowledge)
+    def draw(
+        self, scores: TeacherScores, truth: str | None, context: SamplerContext = EMPTY_CONTEXT
+    ) -> list[ChosenRejected]:
+        """Return the pairs that the record's member draws."""
+        return self.for_record(scores.record_id).draw(scores, truth, context)

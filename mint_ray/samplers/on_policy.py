@@ -1,60 +1,66 @@
-"""The sampler that rejects what the student itself would answer."""
+"""A sampler that rejects the student's own wrong answers."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mint_ray.config.loader import settings
 from mint_ray.records import TeacherScores
-from mint_ray.samplers.lists import NOTHING, Knowledge, Sampler, Split, windows
+from mint_ray.samplers.base import EMPTY_CONTEXT, ChosenRejected, Sampler, SamplerContext, chunks
 
 
 @settings
 class OnPolicy(Sampler):
-    """What a student gets wrong itself: the labels that it finds likeliest and that are neither chosen nor true.
+    """Reject the labels that a student itself finds most likely and that are neither chosen nor true.
 
-    Told in the student's order. Where it has fewer of them than a list takes, the ranks just below the teacher's cut
-    fill it up, as of `hard`; how many labels did is counted.
+    They are listed in the student's order. If there are too few, the ranks just below the chosen ones fill up the list,
+    as for `hard`; the number of labels filled up is counted.
     """
+
+    renamed_keys: ClassVar[dict[str, str]] = {"within": "student_top_k"}
 
     kind: Literal["on_policy"] = "on_policy"
     student: str | None = None
-    """Whose answers: null, those of the base student of `train.student`; or the URI of the train artifact of a student
-    that was aligned before."""
-    within: int = 10
-    """The student's so many likeliest labels are its answers."""
+    """URI of the train artifact of the student; null: the base student of `train.student`."""
+    student_top_k: int = 10
+    """Number of the student's most likely labels that count as its answers."""
 
     def __post_init__(self) -> None:
         Sampler.__post_init__(self)
-        if self.within < 1:
-            raise ValueError(f"within must be positive, got {self.within}")
+        if self.student_top_k < 1:
+            raise ValueError(f"student_top_k must be positive, got {self.student_top_k}")
 
     @property
-    def students(self) -> frozenset[str | None]:
+    def required_students(self) -> frozenset[str | None]:
+        """Students whose rankings must be in the context: the one of the settings."""
         return frozenset({self.student})
 
-    def draw(self, scores: TeacherScores, truth: str | None, knowledge: Knowledge = NOTHING) -> list[Split]:
+    def draw(
+        self, scores: TeacherScores, truth: str | None, context: SamplerContext = EMPTY_CONTEXT
+    ) -> list[ChosenRejected]:
+        """Return pairs as `Sampler.draw` does, without the true label among the rejected ones."""
         if truth in scores.labels[self.top :] and not self.truth_first:
-            # a true label is no wrong answer, wherever the teacher has it
-            left = [(label, score) for label, score in zip(scores.labels, scores.scores, strict=True) if label != truth]
+            kept = [(label, score) for label, score in zip(scores.labels, scores.scores, strict=True) if label != truth]
             scores = dataclasses.replace(
-                scores, labels=[label for label, _ in left], scores=[score for _, score in left]
+                scores, labels=[label for label, _ in kept], scores=[score for _, score in kept]
             )
-        return Sampler.draw(self, scores, truth, knowledge)
+        return Sampler.draw(self, scores, truth, context)
 
-    def rejections(
-        self, chosen: list[str], rest: list[str], scores: TeacherScores, knowledge: Knowledge
+    def iter_rejected(
+        self, chosen: list[str], remaining: list[str], scores: TeacherScores, context: SamplerContext
     ) -> Iterator[list[str]]:
-        left = set(rest)
-        wrong = [label for label in self._answers(scores.record_id, knowledge) if label in left]
+        """Yield the student's most likely wrong labels, then the ones after them, filled up by the teacher's ranks."""
+        available = set(remaining)
+        wrong = [label for label in self._answers(scores.record_id, context) if label in available]
         answered = set(wrong)
-        return windows([*wrong, *(label for label in rest if label not in answered)], self.rejected_length)
+        return chunks([*wrong, *(label for label in remaining if label not in answered)], self.num_rejected)
 
-    def filled(self, record_id: str, rejected: list[str], knowledge: Knowledge) -> int:
-        answers = self._answers(record_id, knowledge)
+    def count_fallbacks(self, record_id: str, rejected: list[str], context: SamplerContext) -> int:
+        """Return the number of rejected labels that the student did not answer."""
+        answers = self._answers(record_id, context)
         return sum(label not in answers for label in rejected)
 
-    def _answers(self, record_id: str, knowledge: Knowledge) -> list[str]:
-        return knowledge.answers.get(self.student, {}).get(record_id, [])[: self.within]
+    def _answers(self, record_id: str, context: SamplerContext) -> list[str]:
+        return context.student_rankings.get(self.student, {}).get(record_id, [])[: self.student_top_k]
