@@ -6,9 +6,12 @@ import dataclasses
 import functools
 import io
 import re
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, one_line
+
+# Pillow only warns of a file that decodes to gigabytes; `Frame.max_pixels` is lower, and an error. Set once: a context
+# manager around each decoding would not be safe in threads
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3), red, green, blue."""
@@ -26,7 +33,14 @@ FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
 """Every decoder is a way in for made-up files: those of images in use, and no more."""
 CELL = re.compile(r"(?P<table>.+\.parquet)#column=(?P<column>[^&]+)&row=(?P<row>\d+)")
 """An image that lies in a cell of a Parquet file, as bytes or as the struct {bytes, path} of `datasets`."""
-ROW_GROUPS_HELD = 2
+CACHED_ROW_GROUPS = 2
+FETCH_THREADS = 8
+"""Threads that fetch files: object storage has a latency of tens of milliseconds."""
+DECODE_THREADS = 4
+"""Threads that decode images: Pillow releases the interpreter's lock."""
+MAX_AHEAD = 16
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,18 +78,58 @@ class ImageError(ValueError):
 
 
 Seen = Sequence[Pixels | ImageError | None]
-"""The images of some records, in their order: None where there is none, the error where it cannot be read."""
+"""The images of some records, in their order: None for a record without one, the error if it cannot be read."""
 
 
 def read_images(uris: Sequence[str | None], frame: Frame) -> list[Pixels | ImageError | None]:
-    """`read_image` of each; None where there is no image to read, the error where there is one that cannot be."""
-    images: list[Pixels | ImageError | None] = []
-    for uri in uris:
-        try:
-            images.append(None if uri is None else read_image(uri, frame))
-        except ImageError as error:
-            images.append(error)
-    return images
+    """Return the image at each URI, read as `read_images_ahead` does."""
+    return [image for _, image in read_images_ahead(uris, frame, lambda uri: uri)]
+
+
+def read_images_ahead(
+    items: Iterable[Item],
+    frame: Frame,
+    uri_of: Callable[[Item], str | None],
+    *,
+    num_threads: int = DECODE_THREADS,
+    max_ahead: int = MAX_AHEAD,
+) -> Generator[tuple[Item, Pixels | ImageError | None], None, None]:
+    """Yield each item with its image, in order, while threads read and decode the images of the items that follow.
+
+    The image is None for an item without a URI, and an ImageError if it cannot be read or decoded. Items are taken from
+    `items` as they are needed, so it may be endless. Closing the iterator, or an error in the loop that consumes it,
+    cancels the work ahead.
+
+    Args:
+        items: The items, in the order in which they are yielded.
+        frame: The form of the decoded images.
+        uri_of: Function that returns the URI of an item's image.
+        num_threads: Threads that decode. Each holds at most one image at its full size.
+        max_ahead: Maximum number of images, encoded or decoded, that wait to be yielded.
+
+    Raises:
+        UserError: An image's Parquet table lacks its column.
+        OSError: Storage failed; the error is raised at the item that it concerns.
+    """
+    waiting: deque[tuple[Item, Future[Pixels] | None]] = deque()
+    fetchers, decoders = ThreadPoolExecutor(min(FETCH_THREADS, max_ahead)), ThreadPoolExecutor(num_threads)
+    try:
+        for item in items:
+            uri = uri_of(item)
+            if uri is None:
+                waiting.append((item, None))
+            else:
+                fetched = fetchers.submit(read_content, uri, frame.max_bytes)
+                waiting.append((item, decoders.submit(_decode_fetched, fetched, frame, uri)))
+            if len(waiting) > max_ahead:
+                yield _wait(*waiting.popleft())
+        while waiting:
+            yield _wait(*waiting.popleft())
+    finally:
+        # decoders first: a decoder waits for a fetcher, never the other way round
+        decoders.shutdown(wait=False, cancel_futures=True)
+        fetchers.shutdown(cancel_futures=True)
+        decoders.shutdown()
 
 
 def read_image(uri: str, frame: Frame) -> Pixels:
@@ -131,10 +185,7 @@ def _decode(
     if len(content) > max_bytes:
         raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {max_bytes:,}")
     try:
-        with warnings.catch_warnings():
-            # Pillow would only warn of a file that decodes to gigabytes; the bound below is ours and lower
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(
@@ -149,9 +200,20 @@ def _decode(
         raise ImageError("image_unknown_format", f"{name}: none of {', '.join(FORMATS)}") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError, TypeError, KeyError) as error:
         # Pillow's decoders raise whatever they stumble over
-        message = " ".join(str(error).split())
+        message = one_line(error)
         cut_off = "truncated" in message or isinstance(error, EOFError)
         raise ImageError("image_truncated" if cut_off else "image_corrupt", f"{name}: {message}") from error
+
+
+def _decode_fetched(fetched: Future[bytes], frame: Frame, uri: str) -> Pixels:
+    return decode_image(fetched.result(), frame, uri)
+
+
+def _wait(item: Item, decoded: Future[Pixels] | None) -> tuple[Item, Pixels | ImageError | None]:
+    try:
+        return item, None if decoded is None else decoded.result()
+    except ImageError as error:
+        return item, error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -179,15 +241,23 @@ def _read_cell(table: str, column: str, row: int) -> bytes:
     if not storage.exists(table):
         raise ImageError("image_missing", f"{table}: no such file")
     start = 0
-    for group, rows in enumerate(_row_groups(table)):
+    with _TABLES_LOCK:
+        row_groups = _row_groups(table)
+    for group, rows in enumerate(row_groups):
         if row < start + rows:
-            value = _read_row_group(table, column, group)[row - start].as_py()
+            with _TABLES_LOCK:
+                values = _read_row_group(table, column, group)
+            value = values[row - start].as_py()
             content = value.get("bytes") if isinstance(value, dict) else value
             if not isinstance(content, bytes):
                 raise ImageError("image_missing", f"{table}: {column}: row {row} holds no image")
             return content
         start += rows
     raise ImageError("image_missing", f"{table}: no row {row} among {start}")
+
+
+_TABLES_LOCK = threading.Lock()
+"""Held while a footer or a row group is read: threads that want neighbouring rows wait for it instead of reading it."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -197,7 +267,7 @@ def _row_groups(table: str) -> list[int]:
     return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
-@functools.lru_cache(maxsize=ROW_GROUPS_HELD)
+@functools.lru_cache(maxsize=CACHED_ROW_GROUPS)
 def _read_row_group(table: str, column: str, group: int) -> pa.ChunkedArray:
     """Neighbouring rows are asked for one after the other, so that a group is read once."""
     with storage.open_input(table) as stream:

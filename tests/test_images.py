@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gc
 import io
 import struct
+import threading
+import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mint_ray import images as images_module
 from mint_ray.config.loader import UserError
-from mint_ray.images import Frame, ImageError, decode_image, decode_whole, encode_image, read_image, read_images
+from mint_ray.images import (
+    Frame,
+    ImageError,
+    Pixels,
+    decode_image,
+    decode_whole,
+    encode_image,
+    read_image,
+    read_images,
+    read_images_ahead,
+)
 
 FRAME = Frame(size=32)
 
@@ -169,3 +184,126 @@ def test_a_whole_image_is_bounded_as_any_other() -> None:
         with pytest.raises(ImageError) as caught:
             decode_whole(content, "x.png", *bounds)
         assert caught.value.reason == reason
+
+
+class SlowDecoder:
+    """Stands in for `images.decode_image` and counts: images decoded, and the most that were decoded at once."""
+
+    def __init__(self, seconds: float = 0.01, fail_at: int | None = None) -> None:
+        self.seconds, self.fail_at = seconds, fail_at
+        self.lock = threading.Lock()
+        self.running = self.max_running = self.decoded = 0
+
+    def __call__(self, content: bytes, frame: Frame, name: str) -> Pixels:
+        with self.lock:
+            self.running += 1
+            self.max_running = max(self.max_running, self.running)
+        time.sleep(self.seconds)
+        with self.lock:
+            self.running -= 1
+            self.decoded += 1
+        number = int(Path(name).stem)
+        if number == self.fail_at:
+            raise OSError(f"{name}: storage failed")
+        return np.full((2, 2, 3), number, np.uint8)
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> list[str]:
+    """Forty files, named by number; what is in them is not decoded."""
+    for number in range(40):
+        (tmp_path / f"{number}.png").write_bytes(b"x")
+    return [str(tmp_path / f"{number}.png") for number in range(40)]
+
+
+def no_thread_is_left(before: int) -> bool:
+    until = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    return threading.active_count() <= before
+
+
+def test_items_come_in_order_with_their_images_although_threads_decode_them(
+    numbered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = SlowDecoder()
+    monkeypatch.setattr(images_module, "decode_image", decoder)
+    items = [{"uri": uri, "number": number} for number, uri in enumerate(numbered)]
+    items.insert(7, {"uri": None, "number": None})
+    found = list(read_images_ahead(items, FRAME, lambda item: item["uri"], num_threads=4))  # type: ignore[arg-type,return-value]
+    assert [item for item, _ in found] == items
+    assert [image if image is None else int(image[0, 0, 0]) for _, image in found] == [  # type: ignore[index]
+        item["number"] for item in items
+    ]
+    assert 2 <= decoder.max_running <= 4
+
+
+def test_a_consumer_that_is_slow_bounds_what_is_decoded_ahead(
+    numbered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = SlowDecoder(seconds=0)
+    monkeypatch.setattr(images_module, "decode_image", decoder)
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            for uri in numbered:
+                taken += 1
+                yield uri
+
+    images = read_images_ahead(endless(), FRAME, str, max_ahead=5)
+    for consumed in range(1, 11):
+        next(images)
+        time.sleep(0.02)
+        assert decoder.decoded <= taken == consumed + 5
+    images.close()  # type: ignore[attr-defined]
+
+
+def test_a_consumer_that_stops_early_or_fails_leaves_no_thread_and_no_work(
+    numbered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = SlowDecoder()
+    monkeypatch.setattr(images_module, "decode_image", decoder)
+    before = threading.active_count()
+    for _ in read_images_ahead(numbered, FRAME, str, num_threads=1, max_ahead=30):
+        break
+    gc.collect()
+    assert no_thread_is_left(before)
+    with pytest.raises(ZeroDivisionError):
+        for _ in read_images_ahead(numbered, FRAME, str, num_threads=1, max_ahead=30):
+            raise ZeroDivisionError
+    assert no_thread_is_left(before)
+    assert decoder.decoded < 10
+
+
+def test_an_error_of_storage_is_raised_at_the_item_that_it_concerns(
+    numbered: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images_module, "decode_image", SlowDecoder(seconds=0, fail_at=3))
+    before, seen = threading.active_count(), []
+    with pytest.raises(OSError, match=r"3\.png: storage failed"):
+        for uri, _ in read_images_ahead(numbered, FRAME, str):
+            seen.append(uri)
+    assert seen == numbered[:3]
+    assert no_thread_is_left(before)
+
+
+def test_a_row_group_is_read_once_although_threads_want_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "images.parquet"
+    pq.write_table(pa.table({"image": [picture(32 + row, 32) for row in range(24)]}), path, row_group_size=12)
+    opened: list[str] = []
+
+    def open_input(uri: str) -> object:
+        opened.append(uri)
+        return open_stored(uri)
+
+    open_stored = images_module.storage.open_input
+    monkeypatch.setattr(images_module.storage, "open_input", open_input)
+    uris = [f"{path}#column=image&row={row}" for row in range(24)]
+    found = read_images(uris, FRAME)
+    assert all(isinstance(image, np.ndarray) for image in found)
+    # the footer, and each of the two row groups
+    assert len(opened) == 3

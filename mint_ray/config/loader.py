@@ -26,16 +26,45 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 RESOURCES = "resources"
 """Sections of this name hold worker counts and batch sizes; they never change a fingerprint."""
 
+TRACEBACK = re.compile(r"^\s*File \"[^\n]+\", line \d+", re.MULTILINE)
+MAX_LINE = 500
+"""Maximum length of an unexpected error's message on one line, in characters."""
+
 
 class UserError(ValueError):
-    """Something the user can mend: one line, exit code 2, no traceback."""
+    """Invalid input or configuration that the user can fix: one line, exit code 2, no traceback."""
+
+
+def one_line(error: BaseException, *, with_type: bool = False) -> str:
+    """Return the message of `error` on one line; the name of its type if it has no message.
+
+    An error that Ray wraps is unwrapped first. A message that contains a traceback gives its last line.
+
+    Args:
+        error: Any error.
+        with_type: Put the error's type in front of the message, unless it is a `UserError`.
+    """
+    wrapped = getattr(error, "cause", None)
+    if wrapped is None and type(error).__module__.startswith("ray."):
+        wrapped = error.__cause__
+    if isinstance(wrapped, BaseException):
+        return one_line(wrapped, with_type=with_type)
+    text, name = str(error), type(error).__name__
+    if TRACEBACK.search(text):
+        text = text.strip().splitlines()[-1]
+    message = " ".join(text.split())
+    if isinstance(error, UserError):
+        return message
+    if len(message) > MAX_LINE:
+        message = f"{message[: MAX_LINE - 3]}..."
+    return f"{name}: {message}" if with_type and message else message or name
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field, Field))
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen keyword-only dataclass that refuses unknown keys when it is loaded.
 
-    A class variable `renamed_keys` maps keys of earlier versions to their new names, for the error that an old key gets.
+    A class variable `renamed_keys` maps keys of earlier versions to their new names, for the error of an old key.
     """
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     made.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
@@ -60,7 +89,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: 
         try:
             value = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:
-            raise UserError(f"override {override!r}: not YAML: {_one_line(error)}") from error
+            raise UserError(f"override {override!r}: not YAML: {one_line(error)}") from error
         where = f"override {override!r}"
         _put(said, key.split("."), _say(value, where), where)
     return _build(cls, said, where=str(path))
@@ -78,11 +107,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
     try:
         data = YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise UserError(f"{path}: not YAML: {_one_line(error)}") from error
+        raise UserError(f"{path}: not YAML: {one_line(error)}") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of sections, got {type(data).__name__}")
     return data
@@ -274,7 +303,3 @@ def _tag(member: Any) -> Any:
         return None
     kind = typing.get_type_hints(member).get("kind")
     return typing.get_args(kind)[0] if kind else member
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from mint_ray.images import CELL, Frame, ImageError, Seen, decode_image, read_content
+from mint_ray.images import Frame, ImageError, Seen, read_images_ahead
 
-READ_AHEAD = 8
-"""Images fetched while one is decoded: storage far away takes its time over each."""
+MAX_AHEAD = 8
+"""Images that one task fetches or has decoded while it copies another; part of the memory that it reserves."""
 COLUMNS = pa.schema(
     [
         ("size", pa.int64()),
@@ -33,16 +30,15 @@ def decode_images(uris: Sequence[str | None], frame: Frame) -> pa.Table:
     decoded = 0
     reasons: list[str | None] = []
     messages: list[str | None] = []
-    for uri, fetch in zip(uris, _fetch(uris, frame.max_bytes), strict=True):
+    for _, image in read_images_ahead(uris, frame, lambda uri: uri, num_threads=1, max_ahead=MAX_AHEAD):
         reason = message = None
-        if uri is None:
+        if image is None:
             reason = ""
+        elif isinstance(image, ImageError):
+            reason, message = image.reason, str(image)
         else:
-            try:
-                pixels[decoded] = decode_image(fetch(), frame, uri)
-                decoded += 1
-            except ImageError as error:
-                reason, message = error.reason, str(error)
+            pixels[decoded] = image
+            decoded += 1
         reasons.append(reason)
         messages.append(message)
     # a row of gigabytes is not copied more often than need be
@@ -83,20 +79,5 @@ def memory_to_decode(records: int, frame: Frame) -> int:
     """Bytes that decoding the images of so many records takes at most, for Ray to keep free."""
     part = records * frame.size**2 * 3
     # Pillow holds the image being decoded twice, in up to four bytes a pixel, when it changes its mode
-    one = 8 * frame.max_pixels + frame.max_bytes * (READ_AHEAD + 1)
-    return 2 * part + one  # the part is copied once, into Ray's object store
-
-
-def _fetch(uris: Sequence[str | None], max_bytes: int) -> Iterator[Callable[[], bytes]]:
-    """For each URI, in order, what returns its content or raises; a few are on their way ahead of being asked for."""
-    waiting: deque[Callable[[], bytes]] = deque()
-    with ThreadPoolExecutor(READ_AHEAD) as pool:
-        for uri in uris:
-            if uri is None or CELL.fullmatch(uri):
-                # cells lie together and are read together, one group of rows after the other
-                waiting.append(functools.partial(read_content, uri or "", max_bytes))
-            else:
-                waiting.append(pool.submit(read_content, uri, max_bytes).result)
-            if len(waiting) > READ_AHEAD:
-                yield waiting.popleft()
-        yield from waiting
+    decoding = 8 * frame.max_pixels + (frame.max_bytes + frame.size**2 * 3) * (MAX_AHEAD + 1)
+    return 2 * part + decoding  # the part is copied once, into Ray's object store

@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
 
-from mint_ray.config.loader import UserError, dump, fingerprint, from_data, json_schema, load, replace, settings
+from mint_ray.config.loader import (
+    UserError,
+    dump,
+    fingerprint,
+    from_data,
+    json_schema,
+    load,
+    one_line,
+    replace,
+    settings,
+)
 
 
 @settings
@@ -171,3 +182,36 @@ def test_fingerprint_changes_with_everything_but_resources() -> None:
 
 def test_schema_carries_field_docstrings() -> None:
     assert json_schema(Root)["$defs"]["Fast"]["properties"]["rate"]["description"] == "Steps per second."
+
+
+def test_an_error_on_one_line_keeps_its_whole_message() -> None:
+    assert one_line(UserError("pair.sampler: hard\n  drew no pair")) == "pair.sampler: hard drew no pair"
+    assert one_line(OSError("no room\n")) == "no room"
+    assert one_line(KeyError()) == "KeyError"
+    assert len(one_line(ValueError("x" * 10_000))) == 500
+
+
+def test_a_message_with_a_traceback_gives_its_last_line() -> None:
+    try:
+        raise MemoryError("no room for 3 GB")
+    except MemoryError:
+        text = traceback.format_exc()
+    assert one_line(RuntimeError(f"the worker failed:\n{text}")) == "MemoryError: no room for 3 GB"
+
+
+def test_the_type_of_an_unexpected_error_can_be_named() -> None:
+    assert one_line(MemoryError("no room"), with_type=True) == "MemoryError: no room"
+    assert one_line(KeyError(), with_type=True) == "KeyError"
+    assert one_line(UserError("sweep.space: empty"), with_type=True) == "sweep.space: empty"
+
+
+def test_an_error_that_ray_wrapped_is_unwrapped() -> None:
+    # Ray raises what a task raised as the cause of a RayTaskError, and Ray Data as the __cause__ of its own error
+    ray_data_error = type("UserCodeException", (Exception,), {"__module__": "ray.exceptions"})("UDF failed")
+    ray_data_error.__cause__ = MemoryError("no room")
+    ray_task_error = RuntimeError("a traceback\nTo change retry attempts, configure this and that")
+    ray_task_error.cause = ray_data_error  # type: ignore[attr-defined]
+    assert one_line(ray_task_error, with_type=True) == "MemoryError: no room"
+    ours = RuntimeError("pair failed")
+    ours.__cause__ = MemoryError("no room")
+    assert one_line(ours) == "pair failed"
