@@ -1,4 +1,4 @@
-"""What is asked: labels and synonyms, the prompt, how an answer is written and read."""
+"""Tasks: the question, its labels and synonyms, the prompt, and how an answer is written and parsed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mint_ray.tasks.config import AnyTask, ImageLabel, RareDisease, TissueType
 
 @dataclass(frozen=True)
 class Answer:
-    """What could be read in a generated answer."""
+    """A parsed answer."""
 
     labels: list[str] = field(default_factory=list)
     """Label id of each name in the list, in order; an empty string for a name that is no label."""
     names: list[str] = field(default_factory=list)
-    """The names as written, quotes stripped; as long as `labels`."""
+    """The names as written, without quotes; as many as `labels`."""
     reason: str | None = None
-    """Why there is no list to read: `empty`, `no_list` or `too_many`."""
+    """Why no list could be parsed: `empty`, `no_list` or `too_many`; None for a list."""
 
 
 class Task(Protocol):
@@ -27,33 +27,34 @@ class Task(Protocol):
 
     labels: tuple[Label, ...]
     modalities: tuple[str, ...]
-    shows_image: bool
-    """Whether the student sees the record's image, ahead of the first user message."""
+    """Modalities that `ablate` can remove."""
+    show_image: bool
+    """True if the prompt has the record's image ahead of the first user message."""
 
     def note(self, record: Record) -> str:
-        """What the student may read of the record; "" where it reads nothing."""
+        """Return the part of the record that the student reads; "" if it reads nothing."""
 
     def prompt(self, record: Record) -> list[Message]:
-        """The conversation up to the student's answer; its last message holds the note word for word, if any."""
+        """Return the conversation up to the student's answer; its last message contains the note verbatim, if any."""
 
     def answer(self, label_ids: Sequence[str]) -> str:
-        """The answer that lists these labels in order. Raises KeyError for an id that is no label."""
+        """Return the answer that lists these labels in order. Raises KeyError for an id that is no label."""
 
     def parse(self, text: str) -> Answer:
-        """Read a generated answer; never raises."""
+        """Parse a generated answer; never raises."""
 
-    def leak(self, record: Record) -> str | None:
-        """The words of the note that name the record's own label, if any."""
+    def find_label_leak(self, record: Record) -> str | None:
+        """Return the words of the note that name the record's own label; None if there are none."""
 
-    def without(self, record: Record, modality: str) -> Record:
-        """The record as if `modality` had not been recorded. Raises ValueError for a modality the task lacks."""
+    def ablate(self, record: Record, modality: str) -> Record:
+        """Return the record without one modality. Raises ValueError for a modality that the task does not have."""
 
-    def notes(self) -> list[str]:
-        """Remarks that whoever reads the report has to know."""
+    def caveats(self) -> list[str]:
+        """Return sentences that a reader of the report must know."""
 
 
 def build_task(config: AnyTask, labels: Sequence[Label], length: int) -> Task:
-    """The task over `labels`, asking for lists of `length`. Raises UserError if two labels share a name."""
+    """Build the task over `labels` that asks for lists of `length`. Raises UserError if two labels share a name."""
     match config:
         case RareDisease():
             from mint_ray.tasks.rare_disease import RareDiseaseTask
@@ -68,12 +69,15 @@ def build_task(config: AnyTask, labels: Sequence[Label], length: int) -> Task:
 
 
 def make_labels(names: Mapping[str, Sequence[str]], config: AnyTask) -> list[Label]:
-    """The labels that `names` has (the first name of each is the preferred one), with all synonyms that tell one label
-    from the others; for an image, in the order and by the names of its settings. Raises UserError for a synonym file
-    that cannot be read, a label that the settings do not name, or two labels of one name."""
+    """Return the labels of `names` (label_id to names, the preferred one first) with their synonyms.
+
+    A synonym that two labels share is dropped. Image tasks take order, names and synonyms from their settings. Raises
+    UserError for a synonym file that cannot be read, a label without a name in the settings, or two labels with the
+    same preferred name.
+    """
     match config:
         case RareDisease():
-            from mint_ray.tasks.names import name_diseases
+            from mint_ray.tasks.disease_names import name_diseases
 
             return name_diseases(names, config)
         case ImageLabel() | TissueType():

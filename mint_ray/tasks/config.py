@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,22 +12,24 @@ from mint_ray.config.loader import settings
 
 
 @settings
-class Labels:
-    """Which labels of a source are asked for; records of the others are left out."""
+class LabelSelection:
+    """Labels of a source that the task uses; records with other labels are dropped."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"most": "max_labels"}
 
     ids: tuple[str, ...] = ()
-    """Exactly these labels, such as `OMIM:163950`; empty: chosen by the counts below."""
-    most: int | None = None
-    """The most frequent so many; null: all."""
+    """Exactly these labels, such as `OMIM:163950`; empty: selected by the counts below."""
+    max_labels: int | None = None
+    """Maximum number of labels, the most frequent ones; null: all."""
     min_records: int = 1
-    """Fewest records of a label."""
+    """Minimum number of records of a label."""
     min_groups: int = 1
-    """Fewest groups (persons or publications) of a label; 3 lets each split have one."""
+    """Minimum number of groups (patients or publications) of a label; with 3 each split can have one."""
     max_records_per_label: int | None = None
-    """Records kept of each label, drawn at random; null: all."""
+    """Maximum number of records of a label, drawn at random; null: all."""
 
     def __post_init__(self) -> None:
-        for name in ("most", "min_records", "min_groups", "max_records_per_label"):
+        for name in ("max_labels", "min_records", "min_groups", "max_records_per_label"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -35,20 +37,20 @@ class Labels:
 
 @settings
 class RareDisease:
-    """Name the rare diseases that a patient's clinical note points to."""
+    """Name the rare diseases that a patient's clinical note suggests."""
 
     kind: Literal["rare_disease"] = "rare_disease"
-    labels: Labels = Labels()
+    labels: LabelSelection = LabelSelection()
     hide_face: bool = True
-    """Leave facial findings (HP:0000271 and below) out of the note: they stand in for the photograph."""
+    """Remove facial findings (HP:0000271 and below) from the note; they are a proxy for the photograph."""
     hide_gene: bool = True
-    """Leave the gene out of the note: it names the disease almost one to one."""
+    """Remove the gene from the note; it almost determines the disease."""
     max_findings: int = 20
-    """Findings told, most specific first."""
+    """Maximum number of present findings in the note, most specific first."""
     max_absent: int = 10
-    """Findings told to be absent, most specific first."""
+    """Maximum number of absent findings in the note, most specific first."""
     synonyms: str | None = None
-    """URI of a `.jsonl` or `.csv` file with the columns `label_id` and `synonym`: more names that count as right."""
+    """URI of a `.jsonl` or `.csv` file with the columns `label_id` and `synonym`: additional names of the labels."""
 
     def __post_init__(self) -> None:
         if self.max_findings < 1 or self.max_absent < 0:
@@ -60,14 +62,14 @@ class RareDisease:
 
 @settings
 class NamedLabel:
-    """A label and what it is called."""
+    """A label and its names."""
 
     label_id: str
-    """As the records have it."""
+    """Id of the label in the records."""
     name: str
-    """What the student is to call it."""
+    """Name that the student must answer."""
     synonyms: tuple[str, ...] = ()
-    """More names that count as right; a `clip` teacher looks for all of them."""
+    """Other names that are accepted; a `clip` teacher uses all of them."""
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.synonyms):
@@ -77,44 +79,48 @@ class NamedLabel:
 
 @settings
 class ImageTask:
-    """What every task about an image has."""
+    """Settings of every task about an image."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"shows_image": "show_image", "told": "visible_fields"}
 
     # described in the annotation, for a docstring under a field is not inherited by the members' schemas
-    labels: Annotated[Labels, Field(description="Which of the labels in `names` are asked for.")] = Labels()
+    labels: Annotated[LabelSelection, Field(description="Labels of `names` that the task uses.")] = LabelSelection()
     names: Annotated[
         tuple[NamedLabel, ...],
-        Field(description="Every label of the records, in the order in which the prompt lists them."),
+        Field(description="Names of all labels of the records, in the order of the prompt."),
     ]
-    shows_image: Annotated[
-        bool, Field(description="Show the student the image; if not, it reads the coded fields alone.")
+    show_image: Annotated[
+        bool, Field(description="Show the student the image; if false, it reads the coded fields only.")
     ] = True
-    told: Annotated[
+    visible_fields: Annotated[
         tuple[str, ...],
-        Field(description="Coded fields that the student is told, such as `age`; of the record's text it reads none."),
+        Field(description="Coded fields that the student reads, such as `age`; it never reads the record's text."),
     ] = ()
-    system: Annotated[str, Field(description="The system turn.")] = (
+    system: Annotated[str, Field(description="System prompt.")] = (
         "You are a specialist who reads medical images. Keep to the answer format."
     )
-    question: Annotated[str, Field(description="What is asked, ahead of the candidates.")] = "What does the image show?"
+    question: Annotated[str, Field(description="Question of the prompt, ahead of the candidates.")] = (
+        "What does the image show?"
+    )
     header: Annotated[str, Field(description="First line of the answer.")] = "MOST_LIKELY:"
 
     def __post_init__(self) -> None:
         counts = Counter(named.label_id for named in self.names)
         if len(counts) < 2:
-            raise ValueError(f"names must be two labels or more, got {len(counts)}")
-        if twice := [label_id for label_id, count in counts.items() if count > 1]:
-            raise ValueError(f"names: label {twice[0]!r} is there twice")
-        if strange := [label_id for label_id in self.labels.ids if label_id not in counts]:
-            raise ValueError(f"labels.ids: {strange[0]!r} has no name; names has {', '.join(counts)}")
+            raise ValueError(f"names must list two or more labels, got {len(counts)}")
+        if repeated := [label_id for label_id, count in counts.items() if count > 1]:
+            raise ValueError(f"names: label {repeated[0]!r} is listed twice")
+        if unknown := [label_id for label_id in self.labels.ids if label_id not in counts]:
+            raise ValueError(f"labels.ids: {unknown[0]!r} has no name; names has {', '.join(counts)}")
         if not re.fullmatch(r"[^\W_][\w -]*:", self.header):
-            raise ValueError(f"header must be words and a colon behind them, got {self.header!r}")
-        if not self.shows_image and not self.told:
-            raise ValueError("shows_image is false, so told must name a coded field: the student would learn nothing")
+            raise ValueError(f"header must be words followed by a colon, got {self.header!r}")
+        if not self.show_image and not self.visible_fields:
+            raise ValueError("show_image is false, so visible_fields must name a field: the student has no other input")
 
 
 @settings
 class ImageLabel(ImageTask):
-    """Name what an image shows, out of a few labels that stand in the prompt."""
+    """Name what an image shows, out of a few candidate labels listed in the prompt."""
 
     kind: Literal["image_label"] = "image_label"
 
@@ -140,22 +146,23 @@ PANNUKE = (
     NamedLabel(label_id="Thyroid", name="Thyroid", synonyms=("Thyroid Gland",)),
     NamedLabel(label_id="Uterus", name="Uterus"),
 )
-"""The 19 tissues of PanNuke (arXiv 2003.10778), ids as in its `types.npy`, names and order as in the paper."""
+"""The 19 tissues of PanNuke (arXiv 2003.10778): ids as in its `types.npy`, names and order as in the paper."""
 
 
 @settings
 class TissueType(ImageTask):
-    """Name the tissue that a histology image shows: the paper's second application."""
+    """Name the tissue of a histology image: the paper's second application."""
 
     kind: Literal["tissue_type"] = "tissue_type"
     names: tuple[NamedLabel, ...] = PANNUKE
-    """Every label of the records, in the order in which the prompt lists them; by default the tissues of PanNuke."""
+    """Names of all labels of the records, in the order of the prompt; by default the tissues of PanNuke."""
     system: str = "You are a pathologist. Keep to the answer format."
-    """The system turn."""
+    """System prompt."""
     question: str = "Which tissue does this histology image show?"
-    """What is asked, ahead of the candidates."""
+    """Question of the prompt, ahead of the candidates."""
     header: str = "MOST_LIKELY_TISSUE:"
     """First line of the answer."""
 
 
 AnyTask = Annotated[RareDisease | ImageLabel | TissueType, Field(discriminator="kind")]
+"""Settings of `task`, selected by `kind`."""

@@ -1,15 +1,12 @@
-"""Prompts, answers and leaks of the image tasks, on records written by hand."""
+"""Prompts, answers and label leaks of the image tasks, on records written by hand."""
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mint_ray.config.loader import UserError, from_data
+from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Message, Phenotype, Record
 from mint_ray.tasks import Answer, Task, build_task, make_labels
 from mint_ray.tasks.config import PANNUKE, ImageLabel, NamedLabel, TissueType
@@ -37,7 +34,7 @@ def tissue(length: int = 5, **settings: Any) -> Task:
     return build_task(config, make_labels({named.label_id: [] for named in PANNUKE}, config), length)
 
 
-def test_the_student_reads_the_candidates_in_order_and_nothing_of_the_record() -> None:
+def test_the_prompt_has_the_candidates_in_order_and_nothing_of_the_record() -> None:
     assert skin(header="LESION:", system="A doctor.").prompt(RECORD) == [
         Message(role="system", content="A doctor."),
         Message(
@@ -51,8 +48,8 @@ def test_the_student_reads_the_candidates_in_order_and_nothing_of_the_record() -
     assert skin().note(RECORD) == ""
 
 
-def test_coded_fields_are_told_in_the_order_of_the_settings_where_there_are_any() -> None:
-    asked = skin(told=("age", "body_site", "height"), shows_image=False)
+def test_visible_fields_are_in_the_order_of_the_settings() -> None:
+    asked = skin(visible_fields=("age", "body_site", "height"), show_image=False)
     assert asked.note(RECORD) == "age: 45.0; body site: back"
     assert asked.prompt(RECORD)[-1].content.startswith("age: 45.0; body site: back\n\nWhich skin lesion")
     bare = Record(record_id="r", group_id="g")
@@ -69,19 +66,6 @@ def test_tissues_are_those_of_the_paper_in_its_order() -> None:
     assert "pathologist" in system.content
     assert user.content.count("'Head & Neck'") == 1
     assert user.content.endswith("MOST_LIKELY_TISSUE:\n1. ''\n2. ''\n3. ''\n4. ''\n5. ''")
-
-
-@given(st.lists(st.sampled_from([named.label_id for named in PANNUKE]), min_size=1, max_size=5))
-def test_every_answer_is_read_back_as_its_labels(label_ids: list[str]) -> None:
-    asked = tissue()
-    assert asked.parse(asked.answer(label_ids)).labels == label_ids
-
-
-@given(st.text())
-def test_no_text_makes_reading_fail(text: str) -> None:
-    answer = tissue().parse(text)
-    assert len(answer.labels) == len(answer.names)
-    assert (answer.reason is None) == bool(answer.labels)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +86,12 @@ def test_no_text_makes_reading_fail(text: str) -> None:
         ("1. '&'", ""),
     ],
 )
-def test_a_name_is_matched_if_it_is_that_of_a_label_or_a_synonym(line: str, label_id: str) -> None:
+def test_a_name_is_matched_with_labels_and_synonyms(line: str, label_id: str) -> None:
     for text in (line, f"MOST_LIKELY_TISSUE:\n{line}", f"Sure!\nmost likely tissue: {line}\n"):
         assert tissue().parse(text).labels == [label_id], text
 
 
-def test_generic_words_tell_labels_apart() -> None:
+def test_generic_words_distinguish_labels() -> None:
     names = (NamedLabel(label_id="a", name="disease"), NamedLabel(label_id="b", name="no disease"))
     config = ImageLabel(names=names)
     asked = build_task(config, make_labels({"a": [], "b": []}, config), 2)
@@ -122,7 +106,7 @@ def test_a_malformed_answer_has_a_reason_and_no_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "label_id", "leak"),
+    ("visible_fields", "label_id", "leak"),
     [
         ((), "mel", None),
         (("age", "sex"), "mel", None),
@@ -132,21 +116,23 @@ def test_a_malformed_answer_has_a_reason_and_no_labels() -> None:
         (("age",), "7", None),
     ],
 )
-def test_a_told_field_leaks_when_it_names_the_label(told: tuple[str, ...], label_id: str, leak: str | None) -> None:
+def test_a_visible_field_leaks_if_it_names_the_label(
+    visible_fields: tuple[str, ...], label_id: str, leak: str | None
+) -> None:
     fields = {"age": "7", "sex": "male", "dx": "mel", "text": "Had a MOLE-like spot."}
     case = Record(record_id="r", group_id="g", label_id=label_id, fields=fields, text="melanoma, a mole")
-    assert skin(told=told).leak(case) == leak
+    assert skin(visible_fields=visible_fields).find_label_leak(case) == leak
 
 
-def test_each_modality_can_be_taken_away() -> None:
+def test_each_modality_can_be_ablated() -> None:
     asked = skin()
-    gone = asked.without(RECORD, "image")
+    gone = asked.ablate(RECORD, "image")
     assert (gone.image_uri, gone.text, gone.fields) == (None, RECORD.text, RECORD.fields)
-    assert asked.without(RECORD, "text").text is None
-    gone = asked.without(RECORD, "fields")
+    assert asked.ablate(RECORD, "text").text is None
+    gone = asked.ablate(RECORD, "fields")
     assert (gone.fields, gone.phenotypes, gone.image_uri) == ({}, [], RECORD.image_uri)
     with pytest.raises(ValueError, match="expected one of image, text, fields, got 'face'"):
-        asked.without(RECORD, "face")
+        asked.ablate(RECORD, "face")
 
 
 def test_labels_are_those_of_the_records_in_the_order_of_the_names() -> None:
@@ -166,30 +152,8 @@ def test_two_labels_of_one_name_are_an_error_that_names_both() -> None:
         make_labels({"a": [], "b": []}, ImageLabel(names=names))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"names": []}, "names must be two labels or more, got 0"),
-        ({"names": [{"label_id": "a", "name": "x"}, {"label_id": "a", "name": "y"}]}, "names must be two labels or more, got 1"),
-        ({"names": [{"label_id": "a", "name": "x"}, {"label_id": "b", "name": "?"}]}, "label 'b': a name needs a letter or a digit, got '?'"),
-        ({"labels": {"ids": ["liver"]}}, "labels.ids: 'liver' has no name; names has Adrenal_gland, Bile-duct"),
-        ({"header": "MOST LIKELY"}, "header must be words and a colon behind them, got 'MOST LIKELY'"),
-        ({"shows_image": False}, "shows_image is false, so told must name a coded field"),
-    ],
-)  # fmt: skip
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        from_data(TissueType, settings)
-    assert message in str(caught.value)
-
-
-def test_the_report_is_told_what_the_student_is_given() -> None:
-    assert "given the image; it reads nothing else" in skin().notes()[0]
-    assert "given the image and the coded fields age, sex;" in skin(told=("age", "sex")).notes()[0]
-    assert "given the coded fields age;" in skin(told=("age",), shows_image=False).notes()[0]
-    assert "26.3% of cases" in tissue().notes()[-1]
-
-
-def test_the_task_survives_pickling() -> None:
-    copy = pickle.loads(pickle.dumps(skin()))  # noqa: S301
-    assert copy.prompt(RECORD) == skin().prompt(RECORD)
+def test_the_caveats_say_what_the_student_is_given() -> None:
+    assert "given the image, and no other part" in skin().caveats()[0]
+    assert "given the image and the coded fields age, sex, and no" in skin(visible_fields=("age", "sex")).caveats()[0]
+    assert "given the coded fields age, and no" in skin(visible_fields=("age",), show_image=False).caveats()[0]
+    assert "26.3% of cases" in tissue().caveats()[-1]

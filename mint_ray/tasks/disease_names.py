@@ -1,4 +1,4 @@
-"""What a disease is called: its label, what else counts as its name, and when two names are the same."""
+"""Names of diseases: preferred names, synonyms, and when two names are the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mint_ray.config.loader import UserError
 from mint_ray.ontology import Ontology, load_ontology, read_annotations
 from mint_ray.records import Label
 from mint_ray.tasks.config import RareDisease
-from mint_ray.tasks.lists import index_names, without_accents
+from mint_ray.tasks.numbered_lists import fold_accents, index_names
 
-SHORT_NAME = 6
-"""Up to this length a name in capitals is an abbreviation, which must stand in the note as written to count as told:
-ALL and SHORT are also words."""
+MAX_ABBREVIATION_LENGTH = 6
+"""Up to this length a name in capitals is an abbreviation; it is found in a note only in capitals, for ALL and SHORT
+are also words."""
 
 ROMAN_NUMERALS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx"
 # without x, the x of X-linked
@@ -31,7 +31,7 @@ GENERIC = frozenset(
     syndromes disease diseases disorder disorders deficiency defect defects anomaly anomalies malformation malformations
     abnormality abnormalities condition""".split()  # noqa: SIM905 (a paragraph reads better than fifty lines)
 )
-"""Words that name no disease by themselves."""
+"""Words that do not name a disease by themselves."""
 
 TAIL_WORDS = ("with ", "without ", "due ", "associated ", "susceptibility")
 NUMBER = r"(?:type\s+)?(?:\d+[a-z]{0,2}|[ivx]+[a-z]?|[a-z])"
@@ -39,18 +39,18 @@ NUMBER = r"(?:type\s+)?(?:\d+[a-z]{0,2}|[ivx]+[a-z]?|[a-z])"
 
 
 def name_diseases(names: Mapping[str, Sequence[str]], config: RareDisease) -> list[Label]:
-    """See `mint_ray.tasks.make_labels`."""
-    more = _annotated_names()
+    """Return the labels of `mint_ray.tasks.make_labels`."""
+    annotated = _annotated_names()
     given = _read_synonyms(config.synonyms) if config.synonyms else {}
     candidates: dict[str, dict[str, str]] = {}
     for label_id, known in names.items():
         preferred = known[0].split(";")[0].strip()
-        found: dict[str, str] = {normalise(preferred): preferred}
-        for name in [*known, *more.get(label_id, ()), *given.get(label_id, ())]:
+        found: dict[str, str] = {normalize(preferred): preferred}
+        for name in [*known, *annotated.get(label_id, ()), *given.get(label_id, ())]:
             for part in (part.strip() for part in name.split(";")):
-                for variant in (part, *inverted(part), re.sub(r"\s*\([^)]*\)$", "", part)):
-                    if not GENERIC.issuperset(normalise(variant).split()):
-                        found.setdefault(normalise(variant), variant)
+                for variant in (part, *spoken_forms(part), re.sub(r"\s*\([^)]*\)$", "", part)):
+                    if not GENERIC.issuperset(normalize(variant).split()):
+                        found.setdefault(normalize(variant), variant)
         candidates[label_id] = found
     owners: dict[str, set[str]] = defaultdict(set)
     for label_id, found in candidates.items():
@@ -61,16 +61,22 @@ def name_diseases(names: Mapping[str, Sequence[str]], config: RareDisease) -> li
         (_, preferred), *others = found.items()
         synonyms = [name for key, name in others if len(owners[key]) == 1]
         labels.append(Label(label_id=label_id, name=preferred, synonyms=synonyms))
-    index_names(labels, normalise)  # two labels of one name are an error here, not in training
+    index_names(labels, normalize)  # raises for two labels of one name before any work
     return labels
 
 
 @lru_cache(maxsize=10_000)
-def normalise(name: str) -> str:
-    """The name with case, accents, punctuation, spaces, possessives, roman numerals and the word `type` before a number
-    folded: `Neurofibromatosis, Type I` and `neurofibromatosis 1` are the same, `Noonan syndrome 1` and `5` are not."""
-    words = re.findall(r"[^\W_]+", re.sub(r"(?<=\w)['’]s\b", "", without_accents(name)))
-    folded = [ROMAN.get(word) or re.sub(r"^(i{1,3}|iv|vi{0,3}|ix)(?=[ab]$)", _arabic, word) for word in words]
+def normalize(name: str) -> str:
+    """Return the name without differences of case, accents, punctuation, spaces, possessives and roman numerals.
+
+    The word `type` before a number is dropped too: `Neurofibromatosis, Type I` and `neurofibromatosis 1` are the same,
+    `Noonan syndrome 1` and `Noonan syndrome 5` are not.
+    """
+    words = re.findall(r"[^\W_]+", re.sub(r"(?<=\w)['’]s\b", "", fold_accents(name)))
+    folded = [
+        ROMAN.get(word) or re.sub(r"^(i{1,3}|iv|vi{0,3}|ix)(?=[ab]$)", lambda match: ROMAN[match[0]], word)
+        for word in words
+    ]
     return " ".join(
         word
         for word, following in pairwise([*folded, ""])
@@ -78,16 +84,20 @@ def normalise(name: str) -> str:
     )
 
 
-def head(name: str) -> str:
-    """What a disease is called without brackets, the part after the first comma, and a trailing number or letter:
-    `Noonan syndrome` of `Noonan syndrome 5`, `Neurofibromatosis` of `Neurofibromatosis, type 1`."""
+def base_name(name: str) -> str:
+    """Return the name without brackets, the part after the first comma, and a trailing number or letter.
+
+    `Noonan syndrome` for `Noonan syndrome 5`, `Neurofibromatosis` for `Neurofibromatosis, type 1`.
+    """
     words = re.sub(r"\s*\([^)]*\)$", "", name).split(",")[0].strip()
     return re.sub(rf"(?:\s+{NUMBER}|\s+type)+$", "", words, flags=re.IGNORECASE)
 
 
-def inverted(name: str) -> list[str]:
-    """The spoken forms of a name turned round its commas: `dilated cardiomyopathy 1A` of `Cardiomyopathy, dilated,
-    1A`; none where the commas are those of a list."""
+def spoken_forms(name: str) -> list[str]:
+    """Return an inverted name in spoken word order: `dilated cardiomyopathy 1A` for `Cardiomyopathy, dilated, 1A`.
+
+    The list is empty if there are no commas, or if they separate the items of a list.
+    """
     first, *rest = [part.strip() for part in name.split(",")]
     if not rest or any(re.match(r"(and|or)\b", part) for part in rest):
         return []
@@ -96,25 +106,25 @@ def inverted(name: str) -> list[str]:
         if part.startswith(TAIL_WORDS):
             tail.append(part)
             continue
-        # a single letter counts as a number only after `type`: `vitamin D` keeps its D
+        # a single letter is a number only after `type`: the D of `vitamin D` is not
         match = re.fullmatch(r"(.*?)\s*\b((?:type\s+)?\d+[A-Za-z]{0,2}|(?:type\s+)?[IVX]+[A-Za-z]?|type\s+[A-Z])", part)
         if match:
             numbers.append(match[2])
         front.append(match[1] if match else part)
     front = [part for part in front if part]
     orders = [front[::-1], front]
-    forms = [" ".join([*order, lowered(first), *numbers, *tail]) for order in orders]
+    forms = [" ".join([*order, lower_first(first), *numbers, *tail]) for order in orders]
     return list(dict.fromkeys(forms))
 
 
 def is_abbreviation(name: str) -> bool:
-    """Whether a name is short and in capitals, so that only its very letters count."""
-    return len(name) <= SHORT_NAME and name.upper() == name
+    """Return whether a name is short and in capitals, so that it must match exactly."""
+    return len(name) <= MAX_ABBREVIATION_LENGTH and name.upper() == name
 
 
 @lru_cache(maxsize=20_000)
-def lowered(label: str) -> str:
-    """A term as it stands inside a sentence: acronyms and names of persons keep their capital."""
+def lower_first(label: str) -> str:
+    """Return a term as it is written inside a sentence; acronyms and names of persons keep their capital."""
     first = re.split(r"[\s/]", label, maxsplit=1)[0]
     if first[1:] != first[1:].lower() or first.split("-")[0].removesuffix("'s") in _proper_names(load_ontology()):
         return label
@@ -124,7 +134,7 @@ def lowered(label: str) -> str:
 
 @cache
 def _proper_names(ontology: Ontology) -> frozenset[str]:
-    """Words that the ontology writes with a capital inside a label and nowhere without."""
+    """Return the words that the ontology always writes with a capital inside a label."""
     inside = {
         word.strip("(),'").removesuffix("'s")
         for name in ontology.names.values()
@@ -133,13 +143,9 @@ def _proper_names(ontology: Ontology) -> frozenset[str]:
     return frozenset(word for word in inside if len(word) > 1 and word[0].isupper() and word.lower() not in inside)
 
 
-def _arabic(match: re.Match[str]) -> str:
-    return ROMAN[match[0]]
-
-
 @cache
 def _annotated_names() -> dict[str, list[str]]:
-    """What the annotations call each disease, by disease id."""
+    """Return the names of each disease in the annotations, by disease id."""
     names: dict[str, dict[str, None]] = defaultdict(dict)
     for annotation in read_annotations():
         names[annotation.disease_id][annotation.disease_name] = None
