@@ -31,7 +31,7 @@ from mint_ray.stages.train import OnEvaluation, train_student
 from mint_ray.students import check_sight, check_student
 from mint_ray.tasks import build_task
 from mint_ray.teachers import build_teacher
-from mint_ray.telemetry import measure, running
+from mint_ray.telemetry import record_metric, heartbeat
 from mint_ray.trainers import build_trainer
 
 logger = logging.getLogger("mint_ray")
@@ -74,7 +74,7 @@ def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: On
         del stages[stage]
     for stage, run in stages.items():
         started = time.monotonic()
-        with running(stage):
+        with heartbeat(stage):
             done[stage] = run(config, done)
         logger.info("%s: %s (%.1f s)", stage, done[stage].uri, time.monotonic() - started)
         tell_spent(done[stage])
@@ -115,8 +115,8 @@ def tell_spent(artifact: Artifact) -> None:
     """Tell Prometheus what an artifact has cost: of GPUs, or of processors where no GPU was held."""
     spent = measure_goodput(artifact.root, artifact.name)
     held = "gpu_seconds" if spent.rented.gpu_seconds else "cpu_seconds"
-    measure("rented_seconds", getattr(spent.rented, held), run=artifact.name)
-    measure("useful_seconds", getattr(spent.work, held), run=artifact.name)
+    record_metric("allocated_seconds", getattr(spent.rented, held), run=artifact.name)
+    record_metric("productive_seconds", getattr(spent.work, held), run=artifact.name)
 
 
 def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifact]:

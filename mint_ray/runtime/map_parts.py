@@ -22,7 +22,7 @@ from mint_ray.config.loader import UserError
 from mint_ray.records import from_table, schema_of, to_table
 from mint_ray.runtime import goodput
 from mint_ray.runtime.session import PATIENCE, connect, tell_what_lacks
-from mint_ray.telemetry import measure
+from mint_ray.telemetry import record_metric
 
 Made = TypeVar("Made")
 
@@ -185,7 +185,7 @@ class PartActor:
         # after its files: a record says that they are there
         self.artifact.finish_part(part.path, made)
         written = sum(file.bytes for file in made.files)
-        measure("bytes_written", written, stage=self.artifact.stage, run=self.artifact.name)
+        record_metric("bytes_written", written, stage=self.artifact.stage, run=self.artifact.name)
         return made
 
 

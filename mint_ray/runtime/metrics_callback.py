@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from mint_ray.telemetry import measure
+from mint_ray.telemetry import record_metric
 
 LOGGED = {
     "loss": "loss",
@@ -33,9 +33,9 @@ class Meter(TrainerCallback):
         self.saved = self.last = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        measure("step_seconds", self._lap(), run=self.run)
-        measure("tokens_trained", int(state.num_input_tokens_seen) - self.tokens, run=self.run)
-        measure("checkpoint_age_seconds", self.last - self.saved, run=self.run)
+        record_metric("step_seconds", self._lap(), run=self.run)
+        record_metric("tokens_trained", int(state.num_input_tokens_seen) - self.tokens, run=self.run)
+        record_metric("checkpoint_age_seconds", self.last - self.saved, run=self.run)
         self.tokens = int(state.num_input_tokens_seen)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
@@ -44,11 +44,11 @@ class Meter(TrainerCallback):
             split = "validation" if key.startswith("eval_") else "train"
             if name == "loss" and not math.isfinite(value):
                 # as a gauge Ray drops it
-                measure("losses_not_finite", 1, run=self.run, split=split)
+                record_metric("nonfinite_losses", 1, run=self.run, split=split)
             elif name is not None:
-                measure(name, float(value), run=self.run, split=split)
+                record_metric(name, float(value), run=self.run, split=split)
         if "grad_norm" in logs:
-            measure("grad_norm", float(logs["grad_norm"]), run=self.run)
+            record_metric("grad_norm", float(logs["grad_norm"]), run=self.run)
         self._lap()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -56,7 +56,7 @@ class Meter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # the trainer saves right after a step, its log or its validation
-        measure("checkpoint_seconds", self._lap(), run=self.run)
+        record_metric("checkpoint_seconds", self._lap(), run=self.run)
         self.saved = self.last
 
     def _lap(self) -> float:

@@ -69,7 +69,7 @@ def measure_general(root: str, config: Evaluate, student: Student, adapter: Arti
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor,
         ):
-            progress.add(len(batch))
+            progress.advance(len(batch))
             for row in batch.to_pylist():
                 found = json.loads(row["found"])
                 draft.metrics.update(found["metrics"])

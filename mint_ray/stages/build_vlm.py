@@ -90,7 +90,7 @@ def join_student(root: str, config: Join, records: Artifact) -> Artifact:
 
 def _hear() -> Callable[[int, int], None]:
     progress = functools.cache(lambda captions: Progress("join", captions, "captions"))
-    return lambda done, captions: progress(captions).reach(done)
+    return lambda done, captions: progress(captions).update(done)
 
 
 def check_parts(config: Join) -> None:

@@ -105,7 +105,7 @@ def embed_texts(root: str, config: Prepare, texts: Artifact) -> Artifact:
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor,
         ):
-            progress.add(part.read)
+            progress.advance(part.read)
             draft.placed += part.files
             draft.counts["texts"] += part.read
     return artifact

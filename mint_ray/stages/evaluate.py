@@ -234,7 +234,7 @@ def answer_records(
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor,
         ):
-            progress.add(part.answers)
+            progress.advance(part.answers)
             draft.placed += part.files
             draft.counts["answers"] += part.answers
             draft.dropped.update(part.dropped)

@@ -115,7 +115,7 @@ def _train(artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> 
     def tell(step: int, unit: str, done: int, whole: int, note: str) -> None:
         if unit not in told:
             told[unit] = Progress("fit", whole, unit)
-        told[unit].reach(done, note)
+        told[unit].update(done, note)
 
     result = run_workers(fit_worker, {"fit": dump(config), "records": records}, artifact, config.resources, tell)
     with result.checkpoint.as_directory() as finished:

@@ -88,7 +88,7 @@ def pair_texts(root: str, config: Prepare, task: AnyTask, records: Artifact) -> 
         progress = Progress("pair texts", sum(file.rows or 0 for file in records.table_files("records")), "records")
         given = 0
         for part in _pair(artifact, pairing, task, labels, records, texts, embedded):
-            progress.add(part.read)
+            progress.advance(part.read)
             draft.placed += part.files
             draft.dropped.update(part.dropped)
             given += part.given

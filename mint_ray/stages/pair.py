@@ -35,7 +35,7 @@ from mint_ray.samplers import Affinity, AnySampler, Knowledge, count_confusions,
 from mint_ray.samplers.controls import is_swapped, rename_labels
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.telemetry import Progress, measure, measure_failed
+from mint_ray.telemetry import Progress, record_metric, record_failed_rows
 
 logger = logging.getLogger("mint_ray")
 
@@ -111,7 +111,7 @@ def draw_pairs(
         progress = Progress("pair", sum(file.rows or 0 for file in scores.table_files("scores")), "records")
         arguments = (artifact, config, task, labels, records, scores, answers, knowledge, PAIRS_PER_PART)
         for part in _map(blocks, PairingActor, arguments, PairsPart):
-            progress.add(part.rankings)
+            progress.advance(part.rankings)
             draft.placed += part.files
             draft.counts.update(part.counts)
             draft.dropped.update(part.dropped)
@@ -207,9 +207,9 @@ class PairingActor:
             ]
             counts[f"pairs_{split}"] = sum(map(len, parts))
         run = self.artifact.name
-        measure("pairs_written", sum(counts[f"pairs_{split}"] for split in DRAWN), run=run)
-        measure("bytes_written", sum(file.bytes for file in files), stage="pair", run=run)
-        measure_failed("pair", run, dropped)
+        record_metric("pairs_written", sum(counts[f"pairs_{split}"] for split in DRAWN), run=run)
+        record_metric("bytes_written", sum(file.bytes for file in files), stage="pair", run=run)
+        record_failed_rows("pair", run, dropped)
         return PairsPart(rankings=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
 
     def _answers(self, near: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:

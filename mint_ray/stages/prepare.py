@@ -86,7 +86,7 @@ def _publish_images(
             for some in _batches(part, IMAGES_PER_ROW_GROUP):
                 held: list[dict[str, str | bytes]] = []
                 for record in some:
-                    progress.add()
+                    progress.advance()
                     try:
                         held.append({"record_id": record.record_id, IMAGE: source.draw(record)})
                     except ImageError as error:
@@ -191,7 +191,7 @@ def _read(rows: Iterable[Record | BadRow]) -> tuple[list[Record], Counter[str], 
     seen: set[str] = set()
     progress = Progress("prepare", None, "rows")
     for row in rows:
-        progress.add()
+        progress.advance()
         if isinstance(row, BadRow):
             dropped[row.reason] += 1
             first_bad = first_bad or row.message

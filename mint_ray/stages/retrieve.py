@@ -132,7 +132,7 @@ def retrieve_documents(
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor if retrieval.retriever.kind == "dense" else 0,
         ):
-            progress.add(part.records)
+            progress.advance(part.records)
             draft.placed += part.files
             draft.counts["records"] += part.records
         found = {
@@ -195,7 +195,7 @@ def choose_passages(
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor if retrieval.adaptive else 0,
         ):
-            progress.add(part.records)
+            progress.advance(part.records)
             draft.placed += part.files
             draft.counts["records"] += part.records
         rows = [row for part in parts for row in from_table(Passages, read_part(artifact.file_uri(part.path)))]

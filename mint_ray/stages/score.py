@@ -28,7 +28,7 @@ from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers import Teacher, Viewer, build_teacher
 from mint_ray.teachers.config import AnyTeacher
-from mint_ray.telemetry import Progress, measure, measure_failed
+from mint_ray.telemetry import Progress, record_metric, record_failed_rows
 
 logger = logging.getLogger("mint_ray")
 
@@ -122,13 +122,13 @@ class TeacherActor:
             here = slice(start, start + self.batch_size)
             began = time.monotonic()
             rows += self._rank(asked[here], None if images is None else images[here], complaints)
-            measure("teacher_batch_seconds", time.monotonic() - began, run=self.artifact.name)
+            record_metric("teacher_batch_seconds", time.monotonic() - began, run=self.artifact.name)
         if len(complaints) == len(asked) > 1:
             raise RuntimeError(f"{part.path}: the teacher failed on every one of {len(asked)} records: {complaints[0]}")
         file, rows = self.artifact.write_part_once(part.path, TeacherScores, rows)
         failed = Counter(row.reason or "" for row in rows if row.status == "failed")
-        measure("records_scored", len(rows), run=self.artifact.name)
-        measure_failed("score", self.artifact.name, failed)
+        record_metric("records_scored", len(rows), run=self.artifact.name)
+        record_failed_rows("score", self.artifact.name, failed)
         ids = [record.record_id for record in records]
         return ScoredPart(
             table=part.table,
@@ -244,7 +244,7 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
         gpus=resources.gpus_per_actor,
         ahead=ahead,
     ):
-        progress.add(part.read)
+        progress.advance(part.read)
         _check_order(records, made[-1] if made else None, part)
         made.append(part)
     if [part.path for part in made] != [part.path for part in parts]:

@@ -19,7 +19,7 @@ from mint_ray.records import PreferencePair, TokenizedRecord, from_table
 from mint_ray.runtime.map_parts import map_parts
 from mint_ray.students import load_sight, load_tokenizer, student_revision
 from mint_ray.students.config import Student
-from mint_ray.telemetry import Progress, measure_failed
+from mint_ray.telemetry import Progress, record_failed_rows
 from mint_ray.trainers.examples import to_row
 from mint_ray.trainers.reference import Reference
 from mint_ray.trainers.tokenization import tokenize_pairs as to_tokens
@@ -129,7 +129,7 @@ class TokenizingActor:
             )
             for number, start in enumerate(range(0, max(1, len(examples)), ROWS_PER_PART))
         ]
-        measure_failed("tokenize", self.artifact.name, tally.dropped)
+        record_failed_rows("tokenize", self.artifact.name, tally.dropped)
         counts = {
             "records": len({example.record_id for example in examples}),
             "pairs": sum(len(example.pairs) for example in examples),
@@ -163,7 +163,7 @@ def _tokenize(artifact: Artifact, config: Train, pairs: Artifact) -> list[Tokens
     made: list[TokensPart] = []
     arguments = (artifact, config)
     for part in map_parts(artifact, parts, TokensPart, TokenizingActor, arguments, actors=actors, cpus=cpus, gpus=gpus):
-        progress.add(part.pairs)
+        progress.advance(part.pairs)
         made.append(part)
     return made
 

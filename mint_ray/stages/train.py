@@ -219,7 +219,7 @@ class _Listener:
 
     def hear(self, step: int, steps: int, loss: float | None, evaluations: list[dict[str, Any]]) -> None:
         self.progress = self.progress or Progress("train", steps, "steps")
-        self.progress.reach(step, "" if loss is None else f"loss {loss:.3f}")
+        self.progress.update(step, "" if loss is None else f"loss {loss:.3f}")
         self.hear_all(evaluations)
 
     def hear_all(self, rows: list[dict[str, Any]]) -> None:

@@ -31,7 +31,7 @@ from mint_ray.runtime.session import connect
 from mint_ray.stages.evaluate import ALIGNED
 from mint_ray.stages.train import GROUP
 from mint_ray.sweep.study import RUN, SECONDS, Ledger
-from mint_ray.telemetry import measure
+from mint_ray.telemetry import record_metric
 
 logger = logging.getLogger("mint_ray")
 
@@ -141,7 +141,7 @@ class StudySearcher(Searcher):
         self.ledger.closed(number)
         seconds = self.ledger.study.get_trials(deepcopy=False)[number].user_attrs.get(SECONDS, 0.0)
         gpus = self.config.train.resources.gpus_per_worker
-        measure("trial_gpu_seconds", seconds * gpus, run=self.ledger.study.study_name)
+        record_metric("trial_gpu_seconds", seconds * gpus, run=self.ledger.study.study_name)
         _tell_states(self.ledger)
 
     def save(self, checkpoint_path: str) -> None:
@@ -228,7 +228,7 @@ def _remove_group(group: str) -> None:
 def _tell_states(ledger: Ledger) -> None:
     states = Counter(trial.state.name for trial in ledger.study.get_trials(deepcopy=False))
     for state in TrialState:
-        measure("sweep_trials", states[state.name], run=ledger.study.study_name, state=state.name.lower())
+        record_metric("sweep_trials", states[state.name], run=ledger.study.study_name, state=state.name.lower())
 
 
 def _trial_name(trial: Any) -> str:

@@ -1,6 +1,6 @@
-"""What a run tells of itself while it works: its log file, its progress lines, and numbers for Prometheus."""
+"""Log file, progress lines and Prometheus metrics of a run."""
 
-from mint_ray.telemetry.measures import MEASURES, Measure, measure, measure_failed, running
-from mint_ray.telemetry.progress import Progress, log_to
+from mint_ray.telemetry.metrics import METRICS, Metric, heartbeat, record_failed_rows, record_metric
+from mint_ray.telemetry.progress import Progress, configure_logging
 
-__all__ = ["MEASURES", "Measure", "Progress", "log_to", "measure", "measure_failed", "running"]
+__all__ = ["METRICS", "Metric", "Progress", "configure_logging", "heartbeat", "record_failed_rows", "record_metric"]

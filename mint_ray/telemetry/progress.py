@@ -1,4 +1,4 @@
-"""A run's log file and its progress lines."""
+"""Log file and progress lines of a run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import sys
 import time
 from pathlib import Path
 
-from mint_ray.config.loader import UserError
-from mint_ray.telemetry.measures import measure
+from mint_ray.telemetry.metrics import record_metric
 
 SECONDS_BETWEEN_LINES = 5.0
 
 logger = logging.getLogger("mint_ray")
 
 
-def log_to(path: Path | None, quiet: bool = False) -> None:
-    """Send the package's log to the terminal (standard error) and to a file, one line an event.
+def configure_logging(path: Path | None, quiet: bool = False) -> None:
+    """Send the package's log to standard error (unless `quiet`) and to a file, one line per event.
 
-    Raises UserError if the file cannot be written.
+    Raises:
+        UserError: The file cannot be written.
     """
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -30,6 +30,9 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             handlers.append(logging.FileHandler(path, encoding="utf-8"))
         except OSError as error:
+            # imported here because it loads pydantic, which `mint-ray --help` does not need
+            from mint_ray.config.loader import UserError
+
             raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
@@ -37,35 +40,35 @@ def log_to(path: Path | None, quiet: bool = False) -> None:
 
 
 class Progress:
-    """Lines such as `score: 240 of 800 records, 31.2/s, 0:18 left`, at most one every few seconds.
+    """Progress lines such as `score: 240 of 800 records, 31.2/s, 0:18 left`, at most one every few seconds.
 
-    Where nobody knows the total (None) the lines are `prepare: 240 rows, 31.2/s`.
+    Without a known total (None) the lines are `prepare: 240 rows, 31.2/s`.
     """
 
     def __init__(self, stage: str, total: int | None, unit: str) -> None:
         self.stage, self.total, self.unit = stage, total, unit
-        self.done = 0
-        self.started = self.spoken = time.monotonic()
+        self.completed = 0
+        self.started = self.logged = time.monotonic()
 
-    def reach(self, done: int, note: str = "") -> None:
-        """Say that `done` of the whole are done; the last is always told."""
-        measure("rows_done", done - self.done, stage=self.stage)
+    def update(self, completed: int, note: str = "") -> None:
+        """Set the number of completed units; the line of the last one is always logged."""
+        record_metric("rows_done", completed - self.completed, stage=self.stage)
         if self.total:
-            measure("stage_share", done / self.total, stage=self.stage)
-        self.done = done
+            record_metric("stage_progress", completed / self.total, stage=self.stage)
+        self.completed = completed
         now = time.monotonic()
-        if done != self.total and now - self.spoken < SECONDS_BETWEEN_LINES:
+        if completed != self.total and now - self.logged < SECONDS_BETWEEN_LINES:
             return
-        self.spoken = now
-        rate = max(done, 1) / max(now - self.started, 1e-9)
+        self.logged = now
+        rate = max(completed, 1) / max(now - self.started, 1e-9)
         pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
-        whole = left = ""
+        total = left = ""
         if self.total is not None:
-            seconds = int((self.total - done) / rate)
-            whole, left = f" of {self.total:,}", f", {seconds // 60}:{seconds % 60:02d} left"
+            seconds = int((self.total - completed) / rate)
+            total, left = f" of {self.total:,}", f", {seconds // 60}:{seconds % 60:02d} left"
         note = f", {note}" if note else ""
-        logger.info("%s: %s%s %s, %s%s%s", self.stage, f"{done:,}", whole, self.unit, pace, left, note)
+        logger.info("%s: %s%s %s, %s%s%s", self.stage, f"{completed:,}", total, self.unit, pace, left, note)
 
-    def add(self, count: int = 1, note: str = "") -> None:
-        """Say that `count` more are done."""
-        self.reach(self.done + count, note)
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Add `count` to the number of completed units."""
+        self.update(self.completed + count, note)

@@ -7,7 +7,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from mint_ray.runtime.metrics_callback import Meter
-from mint_ray.telemetry import MEASURES
+from mint_ray.telemetry import METRICS
 
 Told = list[tuple[str, float, dict[str, str]]]
 
@@ -17,11 +17,11 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """What the meter tells, in order; Prometheus itself is in tests/dashboards."""
     found: Told = []
 
-    def measure(name: str, value: float, **tags: str) -> None:
-        assert set(tags) == set(MEASURES[name].tags)
+    def record(name: str, value: float, **tags: str) -> None:
+        assert set(tags) == set(METRICS[name].tags)
         found.append((name, value, tags))
 
-    monkeypatch.setattr("mint_ray.runtime.metrics_callback.measure", measure)
+    monkeypatch.setattr("mint_ray.runtime.metrics_callback.record_metric", record)
     return found
 
 
@@ -33,8 +33,8 @@ def log(meter: Meter, **logs: float) -> None:
 def test_a_loss_that_is_no_number_is_counted_and_not_shown(told: Told) -> None:
     log(Meter("train-1"), **{"loss": math.nan, "eval_loss": math.inf, "nll_loss": 2.0})
     assert told == [
-        ("losses_not_finite", 1, {"run": "train-1", "split": "train"}),
-        ("losses_not_finite", 1, {"run": "train-1", "split": "validation"}),
+        ("nonfinite_losses", 1, {"run": "train-1", "split": "train"}),
+        ("nonfinite_losses", 1, {"run": "train-1", "split": "validation"}),
         ("nll_loss", 2.0, {"run": "train-1", "split": "train"}),
     ]
 
