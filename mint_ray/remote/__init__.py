@@ -1,1 +1,1 @@
-"""Clusters and the jobs on them."""
+"""Clusters and the jobs that run on them: submission, diagnosis, fault injection."""

@@ -1,4 +1,4 @@
-"""Hit a test cluster on purpose, so that recovery is seen before money depends on it."""
+"""Fault injection on a test cluster, to verify that runs recover."""
 
 from __future__ import annotations
 
@@ -16,108 +16,128 @@ from mint_ray.config.loader import UserError
 from mint_ray.remote import jobs
 from mint_ray.remote.chaos_agent import LABEL
 
-What = Literal["kill-worker", "kill-node", "cut-storage"]
+Fault = Literal["kill-worker", "kill-node", "cut-storage"]
 
-SECONDS = 400
-"""In which a hit must have been made."""
-MOST = 10_000
-"""Machines, actors or tasks that are asked for at a time."""
-OURS = re.compile(r"\bmint[-_]ray\b")
-SENT_TO_LOOK = ("mint-ray-doctor-", "mint-ray-chaos-")
+INJECT_SECONDS = 400
+"""Timeout for injecting a fault."""
+MAX_LISTED = 10_000
+"""Maximum number of nodes, actors or tasks per request to Ray's State API."""
+OUR_COMMAND = re.compile(r"\bmint[-_]ray\b")
+AGENT_JOBS = ("mint-ray-doctor-", "mint-ray-chaos-")
+"""Prefixes of the submission ids of agents, which are never targets."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Target:
-    """What is hit: a machine, or one process on it."""
+    """Node, or worker process on a node, that a fault is injected into."""
 
     node_id: str
     address: str
     pid: int | None = None
     name: str = ""
-    """Of the actor or task that the process is at."""
+    """Name of the actor class or task that the process runs."""
     job: str = ""
 
     def __str__(self) -> str:
-        machine = f"machine {self.address} ({self.node_id[:8]})"
-        return machine if self.pid is None else f"process {self.pid}, {self.name} of {self.job}, on {machine}"
+        node = f"node {self.address} ({self.node_id[:8]})"
+        return node if self.pid is None else f"process {self.pid}, {self.name} of {self.job}, on {node}"
 
 
-def aim(client: JobSubmissionClient, what: What, draws: random.Random) -> Target:
-    """What would be hit: drawn from what machines with the label `mint-ray-chaos=1` allow.
+def select_target(client: JobSubmissionClient, fault: Fault, rng: random.Random) -> Target:
+    """Return a random target on the nodes with the label `mint-ray-chaos=1`.
 
-    Raises UserError if no machine has the label, or there is nothing on them to hit.
+    Raises:
+        UserError: No node has the label, or those nodes have no target for this fault.
     """
     address = client.get_address()
-    up = [node for node in state.list_nodes(address, limit=MOST, detail=True) if node.state == "ALIVE"]
-    allowed = {node.node_id: node for node in up if (node.labels or {}).get(LABEL) == "1"}
-    if not allowed:
+    alive = [node for node in state.list_nodes(address, limit=MAX_LISTED, detail=True) if node.state == "ALIVE"]
+    labeled = {node.node_id: node for node in alive if (node.labels or {}).get(LABEL) == "1"}
+    if not labeled:
         raise UserError(
-            f"{address}: no machine says that it may be hit; on a test cluster, start machines with "
-            f"--labels={LABEL}=1, or wait until one is up"
+            f"{address}: no node allows fault injection; on a test cluster, start nodes with --labels={LABEL}=1, "
+            f"or wait until one is up"
         )
-    if what == "kill-worker":
+    if fault == "kill-worker":
         workers = [
-            Target(node_id, allowed[node_id].node_ip, pid, name, job)
-            for node_id, pid, name, job in _working(client, address)
-            if node_id in allowed
+            Target(node_id, labeled[node_id].node_ip, pid, name, job)
+            for node_id, pid, name, job in _busy_workers(client, address)
+            if node_id in labeled
         ]
-        return _draw(workers, "process that holds a processor or GPU for a running mint-ray job", draws, address)
-    machines = [Target(node.node_id, node.node_ip) for node in allowed.values() if not node.is_head_node]
-    return _draw(machines, "machine but the head", draws, address)
+        return _choose(workers, "process with CPUs or GPUs of a running mint-ray job", rng, address)
+    nodes = [Target(node.node_id, node.node_ip) for node in labeled.values() if not node.is_head_node]
+    return _choose(nodes, "node other than the head", rng, address)
 
 
-def strike(
-    client: JobSubmissionClient, what: What, target: Target, *, root: str = "", seconds: int = 0, dry_run: bool = False
+def inject_fault(
+    client: JobSubmissionClient,
+    fault: Fault,
+    target: Target,
+    *,
+    root: str = "",
+    seconds: int = 0,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Hit the target: `missed_after` seconds of a machine, `addresses` of storage that are cut for `seconds`.
+    """Inject a fault into the target.
 
-    Raises UserError if the machine refuses. A dry run of `cut-storage` asks the machine what it would cut.
+    Args:
+        client: Connection to the cluster.
+        fault: Kind of fault.
+        target: Return value of `select_target`.
+        root: Storage that `cut-storage` blocks.
+        seconds: Duration of `cut-storage`.
+        dry_run: For `cut-storage`, only resolve the addresses that would be blocked.
+
+    Returns:
+        `detected_after` (seconds) for `kill-node`, `addresses` (blocked ones) for `cut-storage`.
+
+    Raises:
+        UserError: The node rejects the fault.
     """
-    wish = {"what": what, "node_id": target.node_id, "pid": target.pid}
-    wish |= {"root": root, "seconds": seconds, "dry_run": dry_run}
-    told = jobs.run_script(client, "chaos", "hit", [json.dumps(wish)], SECONDS)
-    if "error" in told:
-        raise UserError(f"{what}: {target}: {told['error']}")
-    return told
+    request = {"fault": fault, "node_id": target.node_id, "pid": target.pid}
+    request |= {"root": root, "seconds": seconds, "dry_run": dry_run}
+    result = jobs.run_agent(client, "chaos_agent", [json.dumps(request)], purpose="chaos", timeout=INJECT_SECONDS)
+    if "error" in result:
+        raise UserError(f"{fault}: {target}: {result['error']}")
+    return result
 
 
 def check_root(root: str | None) -> str:
-    """Raise UserError unless the storage of `root` is one that a machine reaches through its network."""
+    """Return `root`; raise UserError unless a node reaches its storage through the network."""
     if root is None or not root.startswith(("s3://", "gs://")):
-        raise UserError(f"--root {root or ''}: cut-storage takes s3:// or gs://; a disk cannot be cut from a machine")
+        raise UserError(f"--root {root or ''}: cut-storage requires s3:// or gs://; a local disk cannot be cut off")
     return root
 
 
-def _working(client: JobSubmissionClient, address: str) -> list[tuple[str, int, str, str]]:
-    """Node, process, name and job of every worker that holds something for a running job of ours."""
+def _busy_workers(client: JobSubmissionClient, address: str) -> list[tuple[str, int, str, str]]:
+    """Return node, process, name and job of every worker with CPUs or GPUs of a running mint-ray job."""
     found: list[tuple[str, int, str, str]] = []
     for job in client.list_jobs():
         if job.status != JobStatus.RUNNING or not job.job_id or not _is_ours(job):
             continue
-        name = job.submission_id or job.job_id
-        # what an actor is at is told by the actor
-        asked: Any = [("job_id", "=", job.job_id), ("state", "=", "ALIVE")]
-        actors = state.list_actors(address, filters=asked, limit=MOST, detail=True)
-        asked = [("job_id", "=", job.job_id), ("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
-        tasks = state.list_tasks(address, filters=asked, limit=MOST, detail=True)
-        held = [(actor.node_id, actor.pid, actor.class_name, actor.required_resources) for actor in actors]
-        held += [(task.node_id, task.worker_pid, task.name, task.required_resources) for task in tasks]
-        found += [(node_id, pid, at, name) for node_id, pid, at, resources in held if pid and _holds(resources)]
+        job_name = job.submission_id or job.job_id
+        # an actor's tasks are covered by the actor
+        filters: Any = [("job_id", "=", job.job_id), ("state", "=", "ALIVE")]
+        actors = state.list_actors(address, filters=filters, limit=MAX_LISTED, detail=True)
+        filters = [("job_id", "=", job.job_id), ("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]
+        tasks = state.list_tasks(address, filters=filters, limit=MAX_LISTED, detail=True)
+        workers = [(actor.node_id, actor.pid, actor.class_name, actor.required_resources) for actor in actors]
+        workers += [(task.node_id, task.worker_pid, task.name, task.required_resources) for task in tasks]
+        found += [(node_id, pid, name, job_name) for node_id, pid, name, used in workers if pid and _uses_compute(used)]
     return found
 
 
 def _is_ours(job: JobDetails) -> bool:
-    if str(job.submission_id).startswith(SENT_TO_LOOK):
+    if str(job.submission_id).startswith(AGENT_JOBS):
         return False
-    return OURS.search(job.entrypoint or "") is not None
+    return OUR_COMMAND.search(job.entrypoint or "") is not None
 
 
-def _holds(resources: dict[str, float] | None) -> bool:
-    """Whether processors or GPUs, and be it of a placement group: what holds none only directs others."""
+def _uses_compute(resources: dict[str, float] | None) -> bool:
+    """Return True if CPUs or GPUs are allocated, also through a placement group; others only coordinate."""
     return any(key.split("_")[0] in ("CPU", "GPU") for key, amount in (resources or {}).items() if amount)
 
 
-def _draw(targets: Sequence[Target], named: str, draws: random.Random, address: str) -> Target:
+def _choose(targets: Sequence[Target], description: str, rng: random.Random, address: str) -> Target:
     if not targets:
-        raise UserError(f"{address}: there is no {named} on the machines that may be hit")
-    return draws.choice(sorted(targets))
+        raise UserError(f"{address}: no {description} on the nodes that allow fault injection")
+    return rng.choice(sorted(targets))

@@ -1,4 +1,4 @@
-"""Find what is wrong with a cluster before money is spent on it: open doors, drift, missing GPUs, storage, clocks."""
+"""Diagnosis of a cluster before it costs money: access, versions, clocks, storage, GPUs."""
 
 from __future__ import annotations
 
@@ -15,81 +15,88 @@ import ray
 import requests
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, one_line
 from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.remote import jobs
 
-SKEW_SECONDS = 5.0
-"""Clocks may differ by so much; S3 refuses requests from 900 on, and logs cannot be put in order long before."""
-PROBE_SECONDS = 180
+MAX_SKEW_SECONDS = 5.0
+"""Maximum clock difference: above it logs cannot be ordered; from 900 s on S3 rejects requests."""
+NODE_CHECK_SECONDS = 180
+"""Timeout for the node check, over all nodes."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
-    about: str
-    state: Literal["good", "bad", "unknown"]
-    text: str
+    check: str
+    status: Literal["ok", "fail", "unknown"]
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.state:<8}{self.about}: {self.text}"
+        return f"{self.status:<8}{self.check}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """GPUs that a stage asks for."""
+class GpuDemand:
+    """GPUs that a stage requests."""
 
     stage: str
     workers: int
     gpus: float
-    """Of each worker."""
+    """GPUs per worker."""
 
     def __str__(self) -> str:
-        return f"{self.stage} asks for {self.workers} x {self.gpus:g}"
+        return f"{self.stage} requests {self.workers} x {self.gpus:g}"
 
 
-def examine(address: str, config: PipelineConfig | None) -> Iterator[Finding]:
-    """Look at the cluster behind the dashboard at `address`, and at what the spec `config` needs of it.
+def diagnose(address: str, config: PipelineConfig | None) -> Iterator[Finding]:
+    """Check the cluster whose dashboard is at `address`, and what `config` needs of it; yield each finding at once.
 
-    A script runs on every machine for seconds; no machine is started for it. Findings come as they are made.
+    A script runs on every node for a few seconds; the check starts no nodes.
     """
-    door, clock = _look_at_door(address)
-    yield door
+    dashboard, clock = _check_dashboard(address)
+    yield dashboard
     if clock is None:
         return
     try:
         client = jobs.connect(address)
     except (UserError, RuntimeError) as error:
-        yield Finding("token", "bad", str(error))
+        yield Finding("token", "fail", str(error))
         return
-    yield from _judge_transport(address)
+    yield from _check_transport(address)
     yield clock
     try:
-        asked = [storage.absolute(config.root)] if config else []
-        report = jobs.run_script(client, "doctor", "probe", asked, PROBE_SECONDS)
+        arguments = [storage.absolute(config.root)] if config else []
+        report = jobs.run_agent(client, "doctor_agent", arguments, purpose="doctor", timeout=NODE_CHECK_SECONDS)
     except (RuntimeError, TimeoutError) as error:
-        yield Finding("probe", "bad", str(error))
+        yield Finding("node check", "fail", str(error))
         return
-    yield from judge(report, versions(), config)
+    yield from check_report(report, local_versions(), config)
 
 
-def judge(report: dict[str, Any], here: dict[str, str], config: PipelineConfig | None) -> Iterator[Finding]:
-    """What the machines' answers (`mint_ray.remote.doctor_agent.examine`) amount to, beside the versions `here`."""
-    answered = [node for node in report["nodes"] if "error" not in node]
+def check_report(report: dict[str, Any], local: dict[str, str], config: PipelineConfig | None) -> Iterator[Finding]:
+    """Yield the findings from a node check's report.
+
+    Args:
+        report: Return value of `mint_ray.remote.doctor_agent.check_nodes`.
+        local: Versions on this machine, by package.
+        config: Config of the run that is planned; None skips storage and GPUs.
+    """
+    nodes = [node for node in report["nodes"] if "error" not in node]
     for node in report["nodes"]:
         if "error" in node:
-            yield Finding("machines", "bad", f"{_name(node)} does not answer: {node['error']}")
-    yield from _judge_versions(answered, here)
-    yield from _judge_clocks(answered)
+            yield Finding("nodes", "fail", f"{_name(node)} does not respond: {node['error']}")
+    yield from _check_versions(nodes, local)
+    yield from _check_clocks(nodes)
     if config is not None:
-        yield from _judge_storage(answered, config.root)
-        yield _judge_gpus(report["nodes"], report["groups"], demands(config))
+        yield from _check_storage(nodes, config.root)
+        yield _check_gpus(report["nodes"], report["node_types"], gpu_demands(config))
 
 
-def versions() -> dict[str, str]:
-    """Those of this machine."""
+def local_versions() -> dict[str, str]:
+    """Return the versions on this machine, by package."""
     return {
         "python": platform.python_version(),
         "ray": ray.__version__,
@@ -97,127 +104,135 @@ def versions() -> dict[str, str]:
     }
 
 
-def demands(config: PipelineConfig) -> list[Demand]:
-    """GPUs that the stages ask for, stage by stage, least number of workers."""
+def gpu_demands(config: PipelineConfig) -> list[GpuDemand]:
+    """Return the GPU demand of each stage that needs GPUs, with its minimum number of workers."""
     score, train, evaluate = config.score.resources, config.train.resources, config.evaluate.resources
-    least = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
-    found = [
-        Demand("score", score.actors, score.gpus_per_actor),
-        Demand("join", 1, config.join.resources.gpus if config.join else 0),
-        Demand("train", least, train.gpus_per_worker),
-        Demand("evaluate", evaluate.actors, evaluate.gpus_per_actor),
+    min_workers = train.num_workers if isinstance(train.num_workers, int) else train.num_workers[0]
+    demands = [
+        GpuDemand("score", score.actors, score.gpus_per_actor),
+        GpuDemand("build_vlm", 1, config.build_vlm.resources.gpus if config.build_vlm else 0),
+        GpuDemand("train", min_workers, train.gpus_per_worker),
+        GpuDemand("evaluate", evaluate.actors, evaluate.gpus_per_actor),
     ]
-    return [demand for demand in found if demand.gpus]
+    return [demand for demand in demands if demand.gpus]
 
 
-def _look_at_door(address: str) -> tuple[Finding, Finding | None]:
-    """Whether the dashboard answers whom it does not know, and how its clock stands to ours; None for nobody there."""
+def _check_dashboard(address: str) -> tuple[Finding, Finding | None]:
+    """Check that the dashboard rejects a request without a token, and its clock; None if it does not respond."""
     before = time.time()
     try:
-        answer = requests.get(f"{address.rstrip('/')}/api/jobs/", timeout=30, allow_redirects=False)
+        response = requests.get(f"{address.rstrip('/')}/api/jobs/", timeout=30, allow_redirects=False)
     except requests.RequestException as error:
-        return Finding("dashboard", "bad", f"{address}: nobody answers: {' '.join(str(error).split())}"), None
-    clock = judge_date(answer.headers.get("Date"), before, time.time())
-    if answer.status_code in (401, 403) or answer.is_redirect:
-        return Finding("dashboard", "good", f"asks for a token (status {answer.status_code})"), clock
-    if answer.ok:
-        text = "open: whoever reaches it runs commands on the cluster; start it with RAY_AUTH_MODE=token"
-        return Finding("dashboard", "bad", text), clock
-    return Finding("dashboard", "unknown", f"status {answer.status_code} without a token"), clock
+        return Finding("dashboard", "fail", f"{address}: no response: {one_line(error)}"), None
+    clock = check_date(response.headers.get("Date"), before, time.time())
+    if response.status_code in (401, 403) or response.is_redirect:
+        return Finding("dashboard", "ok", f"requires a token (status {response.status_code})"), clock
+    if response.ok:
+        message = "open: anyone who reaches it can run commands on the cluster; start it with RAY_AUTH_MODE=token"
+        return Finding("dashboard", "fail", message), clock
+    return Finding("dashboard", "unknown", f"status {response.status_code} without a token"), clock
 
 
-def _judge_transport(address: str) -> Iterator[Finding]:
+def _check_transport(address: str) -> Iterator[Finding]:
     parts = urlsplit(address)
     if parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        text = f"the token goes to {parts.hostname} unencrypted; forward the port, or put TLS before the dashboard"
-        yield Finding("transport", "unknown", text)
+        message = f"the token is sent to {parts.hostname} unencrypted; forward the port, or use a TLS proxy"
+        yield Finding("transport", "unknown", message)
 
 
-def judge_date(date: str | None, before: float, after: float) -> Finding:
-    """By the `Date` of an answer, which has whole seconds, that came between two looks at our clock."""
+def check_date(date: str | None, before: float, after: float) -> Finding:
+    """Compare the head's clock with ours.
+
+    Args:
+        date: `Date` header of the head's response, in whole seconds.
+        before: Our clock before the request, in seconds since 1970.
+        after: Our clock after the response.
+    """
     if date is None:
-        return Finding("clocks", "unknown", "the head's answer has no date")
-    there = email.utils.parsedate_to_datetime(date).timestamp()
-    ahead = there - after if there > after else min(there + 1 - before, 0)
-    if abs(ahead) > SKEW_SECONDS:
-        return Finding("clocks", "bad", f"the head's is {ahead:+.0f} s from this machine's")
-    return Finding("clocks", "good", "the head's agrees with this machine's")
+        return Finding("clocks", "unknown", "the head's response has no Date header")
+    head = email.utils.parsedate_to_datetime(date).timestamp()
+    ahead = head - after if head > after else min(head + 1 - before, 0)
+    if abs(ahead) > MAX_SKEW_SECONDS:
+        return Finding("clocks", "fail", f"the head's clock is {ahead:+.0f} s from this machine's")
+    return Finding("clocks", "ok", "the head's clock agrees with this machine's")
 
 
-def _judge_versions(nodes: list[dict[str, Any]], here: dict[str, str]) -> Iterator[Finding]:
-    drifted = False
-    for package, ours in here.items():
+def _check_versions(nodes: list[dict[str, Any]], local: dict[str, str]) -> Iterator[Finding]:
+    differs = False
+    for package, ours in local.items():
         for node in nodes:
             theirs = node["versions"][package]
             if theirs is None:
-                yield Finding("versions", "bad", f"{_name(node)} has no {package}")
-            elif _release(package, theirs) != _release(package, ours):
-                yield Finding("versions", "bad", f"{_name(node)} has {package} {theirs}, this machine {ours}")
+                yield Finding("versions", "fail", f"{_name(node)} does not have {package}")
+            elif _comparable(package, theirs) != _comparable(package, ours):
+                yield Finding("versions", "fail", f"{_name(node)} has {package} {theirs}, this machine {ours}")
             else:
                 continue
-            drifted = True
-    if nodes and not drifted:
-        alike = ", ".join(f"{package} {version}" for package, version in here.items())
-        yield Finding("versions", "good", f"{alike} on {_count(nodes)} as here")
+            differs = True
+    if nodes and not differs:
+        listed = ", ".join(f"{package} {version}" for package, version in local.items())
+        yield Finding("versions", "ok", f"{listed} here and on {_count(nodes)}")
 
 
-def _release(package: str, version: str) -> str:
-    """What must agree: Python's micro releases understand each other."""
+def _comparable(package: str, version: str) -> str:
+    """Return the part of a version that must be equal; micro releases of Python are compatible."""
     return ".".join(version.split(".")[:2]) if package == "python" else version
 
 
-def _judge_clocks(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
+def _check_clocks(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
     for node in nodes:
-        if abs(node["skew"]) - node["skew_error"] > SKEW_SECONDS:
-            yield Finding("clocks", "bad", f"that of {_name(node)} is {node['skew']:+.1f} s from the head's")
+        if abs(node["skew"]) - node["skew_error"] > MAX_SKEW_SECONDS:
+            yield Finding("clocks", "fail", f"the clock of {_name(node)} is {node['skew']:+.1f} s from the head's")
 
 
-def _judge_storage(nodes: list[dict[str, Any]], root: str) -> Iterator[Finding]:
-    asked = [node for node in nodes if node["versions"]["mint-ray"] is not None]
-    wrong = [node for node in asked if node["storage"]]
-    for node in wrong:
-        yield Finding("storage", "bad", f"from {_name(node)}: {node['storage']}")
-    if not [node for node in asked if not node["head"]]:
-        state = "only the head is up, and it" if asked else "nobody is up who"
-        yield Finding("storage", "unknown", f"{root} was not tried from a worker: {state} could be asked")
-    elif not wrong:
-        yield Finding("storage", "good", f"{root} can be written from {_count(asked)}")
+def _check_storage(nodes: list[dict[str, Any]], root: str) -> Iterator[Finding]:
+    # a node without mint-ray cannot check storage
+    checked = [node for node in nodes if node["versions"]["mint-ray"] is not None]
+    failed = [node for node in checked if node["storage"]]
+    for node in failed:
+        yield Finding("storage", "fail", f"from {_name(node)}: {node['storage']}")
+    if not [node for node in checked if not node["head"]]:
+        reason = "only the head is up" if checked else "no node with mint-ray is up"
+        yield Finding("storage", "unknown", f"{root} was not checked from a worker: {reason}")
+    elif not failed:
+        yield Finding("storage", "ok", f"{root} is writable from {_count(checked)}")
 
 
-def _judge_gpus(nodes: list[dict[str, Any]], groups: list[dict[str, Any]] | str, asked: list[Demand]) -> Finding:
-    """Whether what each stage asks for is up or can be had: a cluster scaled to zero has none and is well."""
-    if not asked:
-        return Finding("gpus", "good", "the spec asks for none")
+def _check_gpus(
+    nodes: list[dict[str, Any]], node_types: list[dict[str, Any]] | str, demands: list[GpuDemand]
+) -> Finding:
+    """Check that each stage's GPUs are up or can be added; zero GPUs are fine on a cluster that is scaled to zero."""
+    if not demands:
+        return Finding("gpus", "ok", "the spec requests none")
     up = [node["gpus"] for node in nodes]
-    missing = [demand for demand in asked if _fit(demand, up) < demand.workers]
+    missing = [demand for demand in demands if _count_workers(demand, up) < demand.workers]
     if not missing:
-        return Finding("gpus", "good", f"{_listed(up)} up, enough for every stage")
-    if isinstance(groups, str):
-        text = f"{missing[0]}; {_listed(up)} up, and what the autoscaler could add is not known: {groups}"
-        return Finding("gpus", "unknown", text)
-    most = [group["gpus"] for group in groups for _ in range(group["most"])]
-    beyond = [demand for demand in missing if _fit(demand, most) < demand.workers]
-    if not beyond:
-        return Finding(
-            "gpus", "good", f"{_listed(up)} up; the autoscaler may have {_listed(most)}, enough for every stage"
-        )
-    can = f"the autoscaler may have {_listed(most)} at most" if groups else "no autoscaler adds any"
-    return Finding("gpus", "bad", f"{beyond[0]}; {_listed(up)} up, and {can}")
+        return Finding("gpus", "ok", f"{_count_gpus(up)} up, enough for every stage")
+    if isinstance(node_types, str):
+        message = f"{missing[0]}; {_count_gpus(up)} up, and the autoscaler's limits are unknown: {node_types}"
+        return Finding("gpus", "unknown", message)
+    limit = [kind["gpus"] for kind in node_types for _ in range(kind["max_workers"])]
+    impossible = [demand for demand in missing if _count_workers(demand, limit) < demand.workers]
+    if not impossible:
+        message = f"{_count_gpus(up)} up; the autoscaler can scale to {_count_gpus(limit)}, enough for every stage"
+        return Finding("gpus", "ok", message)
+    limits = f"the autoscaler can scale to at most {_count_gpus(limit)}" if node_types else "no autoscaler adds any"
+    return Finding("gpus", "fail", f"{impossible[0]}; {_count_gpus(up)} up, and {limits}")
 
 
-def _fit(demand: Demand, machines: list[float]) -> int:
-    """Workers that these machines hold, each within one of them."""
-    return sum(int(gpus / demand.gpus + 1e-9) for gpus in machines)
+def _count_workers(demand: GpuDemand, nodes: list[float]) -> int:
+    """Return how many of the stage's workers fit on nodes with these numbers of GPUs; a worker uses one node."""
+    return sum(int(gpus / demand.gpus + 1e-9) for gpus in nodes)
 
 
-def _listed(machines: list[float]) -> str:
-    have = [gpus for gpus in machines if gpus]
-    return f"{sum(have):g} GPU{'s' if sum(have) != 1 else ''}" + (f" on {_count(have)}" if have else "")
+def _count_gpus(nodes: list[float]) -> str:
+    gpus = [number for number in nodes if number]
+    return f"{sum(gpus):g} GPU{'s' if sum(gpus) != 1 else ''}" + (f" on {_count(gpus)}" if gpus else "")
 
 
-def _count(machines: list[Any]) -> str:
-    return f"{len(machines)} machine{'s' if len(machines) != 1 else ''}"
+def _count(nodes: list[Any]) -> str:
+    return f"{len(nodes)} node{'s' if len(nodes) != 1 else ''}"
 
 
 def _name(node: dict[str, Any]) -> str:
-    return f"the head ({node['address']})" if node["head"] else f"machine {node['address']}"
+    return f"the head ({node['address']})" if node["head"] else f"node {node['address']}"

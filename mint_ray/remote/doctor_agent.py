@@ -1,6 +1,6 @@
-"""What `mint-ray doctor` runs on a cluster: asks every machine for its versions, clock and storage, in one JSON line.
+"""Node check of `mint-ray doctor`: collect versions, clock and storage access of every node as one JSON line.
 
-It is sent there as a script, to machines that may have another mint-ray or none: it stands on Ray alone.
+It is sent to the head as a script and depends on Ray alone, because nodes may have another mint-ray or none.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 NODE_SECONDS = 120
-"""In which a machine must have answered; starting a worker on it is most of that."""
+"""Timeout per node; most of it is for starting a worker there."""
 ROUND_TRIPS = 5
 
 
-class Witness:
-    """Sits on one machine and answers for it."""
+class NodeCheck:
+    """Checks of one node, run by an actor on it."""
 
     def clock(self) -> float:
-        """Seconds since 1970."""
+        """Return seconds since 1970."""
         return time.time()
 
     def versions(self) -> dict[str, str | None]:
-        """Of what must be the same everywhere; None is not installed."""
+        """Return the version of each package that must be equal on all nodes; None if it is not installed."""
         found: dict[str, str | None] = {"python": platform.python_version(), "ray": ray.__version__}
         try:
             found["mint-ray"] = importlib.metadata.version("mint-ray")
@@ -42,91 +42,94 @@ class Witness:
         return found
 
     def storage(self, root: str, marker: str | None) -> str | None:
-        """What is wrong with `root` as seen from here; None if it can be written and `marker`, left by another machine,
-        is there."""
+        """Return what is wrong with `root` from this node; None if it is writable and contains the head's `marker`."""
         try:
             from mint_ray import storage
 
             storage.check_writable(root)
             if marker is not None and not storage.exists(marker):
-                return f"{root}: a file that the head wrote is not seen; every machine has a disk of its own there"
-        except Exception as error:  # whatever it is, it is what the doctor was called for
-            return " ".join(f"{error}".split()) or repr(error)
+                return f"{root}: a file written by the head is not visible; the nodes do not share this disk"
+        except Exception as error:  # any error is a finding
+            return _one_line(error)
         return None
 
 
-def examine(root: str | None) -> dict[str, Any]:
-    """What every machine of this cluster answers, and which machines an autoscaler could add."""
-    marker = _leave_marker(root)
+def check_nodes(root: str | None) -> dict[str, Any]:
+    """Return the results of every node of this cluster, and the node types that an autoscaler can add."""
+    marker = _write_marker(root)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        witnesses = [_witness(node["NodeID"]) for node in nodes]
-        answers = [_ask(witness, root, marker) for witness in witnesses]
+        checks = [_start_check(node["NodeID"]) for node in nodes]
+        results = [_run_check(check, root, marker) for check in checks]
     finally:
-        _remove_marker(marker)
+        _delete_marker(marker)
     return {
         "nodes": [
             {
                 "address": node["NodeManagerAddress"],
                 "head": "node:__internal_head__" in node["Resources"],
                 "gpus": node["Resources"].get("GPU", 0),
-                **answer,
+                **result,
             }
-            for node, answer in zip(nodes, answers, strict=True)
+            for node, result in zip(nodes, results, strict=True)
         ],
-        "groups": _groups(),
+        "node_types": _node_types(),
     }
 
 
-def _witness(node_id: str) -> Any:
-    # without a processor of its own: heads have none to give
+def _start_check(node_id: str) -> Any:
+    # no CPU: heads often have none
     options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False)}
-    return ray.remote(Witness).options(**options).remote()
+    return ray.remote(NodeCheck).options(**options).remote()
 
 
-def _ask(witness: Any, root: str | None, marker: str | None) -> dict[str, Any]:
+def _run_check(check: Any, root: str | None, marker: str | None) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = {"versions": ray.get(witness.versions.remote(), timeout=NODE_SECONDS)}
-        answer["skew"], answer["skew_error"] = _skew(witness)
+        result: dict[str, Any] = {"versions": ray.get(check.versions.remote(), timeout=NODE_SECONDS)}
+        result["skew"], result["skew_error"] = _measure_skew(check)
         if root is not None:
-            answer["storage"] = ray.get(witness.storage.remote(root, marker), timeout=NODE_SECONDS)
+            result["storage"] = ray.get(check.storage.remote(root, marker), timeout=NODE_SECONDS)
     except Exception as error:
-        return {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-    return answer
+        return {"error": f"{type(error).__name__}: {_one_line(error)}"[:300]}
+    return result
 
 
-def _skew(witness: Any) -> tuple[float, float]:
-    """Seconds by which the machine's clock is ahead of this one's, and how far that can be off: the quickest round
-    trip's half."""
+def _measure_skew(check: Any) -> tuple[float, float]:
+    """Return by how many seconds the node's clock is ahead of this one's, and the error bound.
+
+    The bound is half of the fastest round trip.
+    """
     trips = []
     for _ in range(ROUND_TRIPS):
         sent = time.time()
-        there = ray.get(witness.clock.remote(), timeout=NODE_SECONDS)
+        there = ray.get(check.clock.remote(), timeout=NODE_SECONDS)
         received = time.time()
         trips.append(((received - sent) / 2, there - (sent + received) / 2))
     error, skew = min(trips)
     return skew, error
 
 
-def _groups() -> list[dict[str, Any]] | str:
-    """Kinds of machine that an autoscaler can have, with the GPUs of one and the most of them; none without an
-    autoscaler; a sentence where that cannot be told."""
+def _node_types() -> list[dict[str, Any]] | str:
+    """Return name, GPUs and maximum number of each node type of the autoscaler, or the error if they are unknown.
+
+    The list is empty without an autoscaler.
+    """
     try:
-        config = _config_of_kuberay() if "KUBERNETES_SERVICE_HOST" in os.environ else _config_of_launcher()
+        config = _kuberay_config() if "KUBERNETES_SERVICE_HOST" in os.environ else _launcher_config()
         return [
             {
                 "name": name,
                 "gpus": kind["resources"].get("GPU", 0),
-                "most": min(kind.get("max_workers", config["max_workers"]), config["max_workers"]),
+                "max_workers": min(kind.get("max_workers", config["max_workers"]), config["max_workers"]),
             }
             for name, kind in config.get("available_node_types", {}).items()
         ]
     except Exception as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{type(error).__name__}: {_one_line(error)}"
 
 
-def _config_of_kuberay() -> dict[str, Any]:
-    """What Ray's autoscaler makes of the RayCluster that this pod belongs to."""
+def _kuberay_config() -> dict[str, Any]:
+    """Return the autoscaler config that Ray derives from the RayCluster of this pod."""
     from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
 
     namespace = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text(encoding="utf-8")
@@ -134,8 +137,8 @@ def _config_of_kuberay() -> dict[str, Any]:
     return config
 
 
-def _config_of_launcher() -> dict[str, Any]:
-    """What the cluster launcher left for the autoscaler on this machine, the head."""
+def _launcher_config() -> dict[str, Any]:
+    """Return the autoscaler config that the cluster launcher wrote on this node, the head."""
     address = ray.get_runtime_context().gcs_address
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         words: list[str] = []
@@ -144,17 +147,17 @@ def _config_of_launcher() -> dict[str, Any]:
         if f"--gcs-address={address}" not in words or not any(word.endswith("/monitor.py") for word in words):
             continue
         paths = [word.partition("=")[2] for word in words if word.startswith("--autoscaling-config=")]
-        # without a config, the monitor only reports
+        # without a config the monitor only reports
         config: dict[str, Any] = yaml.safe_load(Path(paths[0]).expanduser().read_text("utf-8")) if paths else {}
         return config
-    raise LookupError("no autoscaler is seen from the head")
+    raise LookupError("the head runs no autoscaler process")
 
 
-def _leave_marker(root: str | None) -> str | None:
-    """A file in the root that the other machines should see; None where this one cannot write, which its own answer
-    says."""
+def _write_marker(root: str | None) -> str | None:
+    """Write a file into the root that the other nodes should see; None if the head cannot write there."""
     if root is None:
         return None
+    # the head's own storage check reports the error
     with contextlib.suppress(Exception):
         from mint_ray import storage
 
@@ -164,7 +167,7 @@ def _leave_marker(root: str | None) -> str | None:
     return None
 
 
-def _remove_marker(marker: str | None) -> None:
+def _delete_marker(marker: str | None) -> None:
     if marker is not None:
         with contextlib.suppress(Exception):
             from mint_ray import storage
@@ -172,6 +175,11 @@ def _remove_marker(marker: str | None) -> None:
             storage.delete_file(marker)
 
 
+def _one_line(error: Exception) -> str:
+    # not the function of mint_ray.config.loader: the node may not have mint-ray
+    return " ".join(str(error).split()) or repr(error)
+
+
 if __name__ == "__main__":
     ray.init(log_to_driver=False, logging_level="ERROR")
-    print(json.dumps({"probe": examine(sys.argv[1] if len(sys.argv) > 1 else None)}))  # noqa: T201
+    print(json.dumps({"doctor_agent": check_nodes(sys.argv[1] if len(sys.argv) > 1 else None)}))  # noqa: T201

@@ -1,4 +1,4 @@
-"""Ray's own autoscaler over machines that are processes here: from none to two for a scoring job, and back to none."""
+"""Ray's autoscaler with nodes that are local processes: a scoring job scales from zero nodes to two and back."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ COMMANDS = (
 
 
 def write_config(path: Path, gcs_address: str) -> Path:
-    """A head without processors, and up to two machines of one processor."""
-    machine = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "node_config": {}, "min_workers": 0}
+    """Write the config of a head without CPUs and up to two nodes with one CPU each."""
+    node = {"resources": {"CPU": 1, "object_store_memory": 100_000_000}, "node_config": {}, "min_workers": 0}
     config = {
         "cluster_name": "mint-ray",
         "max_workers": 2,
@@ -43,7 +43,7 @@ def write_config(path: Path, gcs_address: str) -> Path:
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "machine": machine | {"max_workers": 2},
+            "node": node | {"max_workers": 2},
         },
         "head_node_type": "ray.head.default",
         "auth": {},
@@ -70,35 +70,35 @@ def head(tmp_path: Path) -> Iterator[Head]:
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
     }
     options = ("--num-cpus=0", f"--autoscaling-config={config}")
-    with start_head(*options, ip=ip, port=port, **environment, **KEEPALIVE) as started:
-        yield started
+    with start_head(*options, ip=ip, port=port, **environment, **KEEPALIVE) as running:
+        yield running
 
 
-def machines(head: Head) -> int:
-    """How many there are beside the head."""
-    answer = requests.get(
+def count_nodes(head: Head) -> int:
+    """Return the number of nodes, the head not counted."""
+    response = requests.get(
         f"{head.address}/api/v0/nodes", headers={"Authorization": f"Bearer {TOKEN}"}, params={"limit": 100}, timeout=30
     )
-    answer.raise_for_status()
-    nodes = answer.json()["data"]["result"]["result"]
+    response.raise_for_status()
+    nodes = response.json()["data"]["result"]["result"]
     return sum(node["state"] == "ALIVE" and not node["is_head_node"] for node in nodes)
 
 
-def test_a_scoring_job_submitted_to_a_bare_head_gets_two_machines_which_then_go(head: Head, tmp_path: Path) -> None:
+def test_a_scoring_job_scales_a_bare_head_to_two_nodes_and_back(head: Head, tmp_path: Path) -> None:
     root, log, started = tmp_path / "out", tmp_path / "follow.log", time.monotonic()
-    assert machines(head) == 0
+    assert count_nodes(head) == 0
     follower = head.start_mint_ray(
         "submit", str(ROOT / "jobs" / "quickstart.yaml"), "--verb", "score", "--follow", "--shared-disk",
-        "--root", str(root), "prepare.source.diseases=8", "prepare.rows_per_part=4", "score.resources.actors=2",
+        "--root", str(root), "prepare.source.num_diseases=8", "prepare.rows_per_part=4", "score.resources.actors=2",
         log=log,
     )  # fmt: skip
-    seen = [0]
+    counts = [0]
     try:
         while follower.poll() is None:
             assert time.monotonic() - started < 900, log.read_text()[-4000:]
-            if (now := machines(head)) != seen[-1]:
-                seen.append(now)
-                print(f"{time.monotonic() - started:.1f} s: {now} machines", flush=True)
+            if (now := count_nodes(head)) != counts[-1]:
+                counts.append(now)
+                print(f"{time.monotonic() - started:.1f} s: {now} nodes", flush=True)
             time.sleep(0.3)
     finally:
         follower.kill()
@@ -106,8 +106,8 @@ def test_a_scoring_job_submitted_to_a_bare_head_gets_two_machines_which_then_go(
     assert follower.returncode == 0, log.read_text()[-4000:]
     (scores,) = root.glob("score-*")
     assert verify(str(scores)) == []
-    assert max(seen) == 2
-    while machines(head):
-        assert time.monotonic() - started < 1200, "the machines stay"
+    assert max(counts) == 2
+    while count_nodes(head):
+        assert time.monotonic() - started < 1200, "the nodes are not removed"
         time.sleep(0.5)
     print(f"{time.monotonic() - started:.1f} s: none left")

@@ -1,4 +1,4 @@
-"""What the files of cluster/ and jobs/ promise: that schemas accept them, that they agree, and that nothing is open."""
+"""Files of cluster/ and jobs/: valid against their schemas, consistent with each other, and closed to strangers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.cluster_heads import KEEPALIVE
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"
-LAUNCHED = sorted((ROOT / "cluster" / "autoscaler").glob("*.yaml"))
+LAUNCHER_CONFIGS = sorted((ROOT / "cluster" / "autoscaler").glob("*.yaml"))
 MANIFESTS = [
     *sorted((ROOT / "cluster" / "kuberay").glob("*.yaml")),
     *sorted((ROOT / "jobs" / "kuberay").glob("*.yaml")),
@@ -42,7 +42,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 
 def clusters() -> list[Any]:
-    """Name and spec of every RayCluster, those within RayJobs among them."""
+    """Return every RayCluster spec, including those in RayJobs."""
     return [
         pytest.param(document["spec"].get("rayClusterSpec", document["spec"]), id=path.name)
         for path in MANIFESTS
@@ -67,82 +67,84 @@ def project() -> dict[str, Any]:
         return tomllib.load(file)["project"]
 
 
-@pytest.mark.parametrize("path", LAUNCHED, ids=name)
-def test_rays_own_schema_accepts_what_the_launcher_reads(path: Path) -> None:
+@pytest.mark.parametrize("path", LAUNCHER_CONFIGS, ids=name)
+def test_launcher_configs_are_valid(path: Path) -> None:
     validate_config(prepare_config(yaml.safe_load(path.read_text())))
 
 
-@pytest.mark.parametrize("path", LAUNCHED, ids=name)
-def test_a_launched_cluster_asks_for_a_token_and_hides_its_dashboard(path: Path) -> None:
-    said = yaml.safe_load(path.read_text())
-    for commands in (said["head_start_ray_commands"], said["worker_start_ray_commands"]):
+@pytest.mark.parametrize("path", LAUNCHER_CONFIGS, ids=name)
+def test_a_launched_cluster_requires_a_token_and_hides_its_dashboard(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
         (start,) = (command for command in commands if " ray start " in command)
         assert "RAY_AUTH_MODE=token ray start" in re.sub(r" RAY_(?!AUTH)\w+=\w+", "", start)
-        # without a token there is no start
+        # without a token Ray does not start
         assert any(command.startswith("test -s ~/.ray/auth_token ||") for command in commands[: commands.index(start)])
-    assert "--dashboard-host=127.0.0.1" in said["head_start_ray_commands"][-1]
-    assert [source for target, source in said["file_mounts"].items() if target.endswith("/.ray/auth_token")] == [
+    assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+    assert [source for target, source in config["file_mounts"].items() if target.endswith("/.ray/auth_token")] == [
         "~/.ray/auth_token"
     ]
 
 
-@pytest.mark.parametrize("path", LAUNCHED, ids=name)
-def test_a_cut_link_is_noticed_soon_on_every_machine_of_a_launched_cluster(path: Path) -> None:
-    said = yaml.safe_load(path.read_text())
-    for commands in (said["head_start_ray_commands"], said["worker_start_ray_commands"]):
-        told = " ".join([*said.get("docker", {}).get("run_options", []), commands[-1]])
+@pytest.mark.parametrize("path", LAUNCHER_CONFIGS, ids=name)
+def test_every_node_of_a_launched_cluster_detects_a_lost_connection_soon(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        command = " ".join([*config.get("docker", {}).get("run_options", []), commands[-1]])
         for key, value in KEEPALIVE.items():
-            assert f"{key}={value}" in told
+            assert f"{key}={value}" in command
 
 
-@pytest.mark.parametrize("path", [path for path in LAUNCHED if path.stem != "local"], ids=name)
-def test_a_cloud_cluster_has_no_work_on_its_head_and_scales_to_zero_on_spot(path: Path) -> None:
-    said = yaml.safe_load(path.read_text())
-    kinds = said["available_node_types"]
-    assert kinds[said["head_node_type"]]["resources"] == {"CPU": 0}
-    workers = {kind: told for kind, told in kinds.items() if kind != said["head_node_type"]}
-    assert sum(told["resources"].get("GPU", 0) > 0 for told in workers.values()) == 1
-    assert any("GPU" not in told["resources"] for told in workers.values())
-    for told in workers.values():
-        assert told["min_workers"] == 0
-        config = told["node_config"]
-        assert "SPOT" in str(config.get("scheduling")) or config["InstanceMarketOptions"] == {"MarketType": "spot"}
-    assert 0 < said["idle_timeout_minutes"] <= 10
+@pytest.mark.parametrize("path", [path for path in LAUNCHER_CONFIGS if path.stem != "local"], ids=name)
+def test_a_cloud_cluster_runs_nothing_on_its_head_and_scales_to_zero_on_spot(path: Path) -> None:
+    config = yaml.safe_load(path.read_text())
+    kinds = config["available_node_types"]
+    assert kinds[config["head_node_type"]]["resources"] == {"CPU": 0}
+    workers = {name: kind for name, kind in kinds.items() if name != config["head_node_type"]}
+    assert sum(kind["resources"].get("GPU", 0) > 0 for kind in workers.values()) == 1
+    assert any("GPU" not in kind["resources"] for kind in workers.values())
+    for kind in workers.values():
+        assert kind["min_workers"] == 0
+        node = kind["node_config"]
+        assert "SPOT" in str(node.get("scheduling")) or node["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert 0 < config["idle_timeout_minutes"] <= 10
 
 
-@pytest.mark.parametrize("path", [path for path in LAUNCHED if path.stem != "local"], ids=name)
-def test_a_cloud_cluster_reaches_its_bucket_by_role_and_never_by_key(path: Path) -> None:
-    for told in yaml.safe_load(path.read_text())["available_node_types"].values():
-        assert told["node_config"].get("IamInstanceProfile") or told["node_config"].get("serviceAccounts")
+@pytest.mark.parametrize("path", [path for path in LAUNCHER_CONFIGS if path.stem != "local"], ids=name)
+def test_a_cloud_cluster_accesses_its_bucket_by_role_and_never_by_key(path: Path) -> None:
+    for kind in yaml.safe_load(path.read_text())["available_node_types"].values():
+        assert kind["node_config"].get("IamInstanceProfile") or kind["node_config"].get("serviceAccounts")
     assert not re.search(r"AKIA|aws_(access|secret)|SECRET|private_key_id", path.read_text(), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("cluster", clusters())
-def test_rays_autoscaler_reads_from_a_manifest_what_is_meant(cluster: dict[str, Any]) -> None:
+def test_rays_autoscaler_derives_the_intended_node_types_from_a_manifest(cluster: dict[str, Any]) -> None:
     cr = json.loads(json.dumps({"metadata": {"name": "x", "namespace": "mint-ray"}, "spec": cluster}))
     config = _derive_autoscaling_config_from_ray_cr(cr)
     kinds = config["available_node_types"]
     assert kinds.pop("headgroup")["resources"]["CPU"] == 0
     assert all(kind["min_workers"] == 0 and kind["max_workers"] > 0 for kind in kinds.values())
-    assert {kind: told["resources"].get("GPU", 0) for kind, told in kinds.items()} == {
-        kind: int(kind.startswith("gpu")) for kind in kinds
+    assert {name: kind["resources"].get("GPU", 0) for name, kind in kinds.items()} == {
+        name: int(name.startswith("gpu")) for name in kinds
     }
     assert config["idle_timeout_minutes"] == 2
 
 
 @pytest.mark.parametrize("cluster", clusters())
-def test_every_kuberay_cluster_takes_its_token_from_a_secret(cluster: dict[str, Any]) -> None:
+def test_every_kuberay_cluster_reads_its_token_from_a_secret(cluster: dict[str, Any]) -> None:
     assert cluster["authOptions"] == {"mode": "token", "secretName": "mint-ray-token"}
     assert (cluster["enableInTreeAutoscaling"], cluster["autoscalerOptions"]["version"]) == (True, "v2")
 
 
 @pytest.mark.parametrize("cluster", clusters())
-def test_every_pod_is_nobody_within_bounds_and_notices_a_cut_link(cluster: dict[str, Any]) -> None:
+def test_every_pod_is_unprivileged_limited_and_detects_a_lost_connection(cluster: dict[str, Any]) -> None:
     for pod in pods(cluster):
         spec = pod["spec"]
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["serviceAccountName"] == "mint-ray"
-        assert pod["metadata"]["labels"] == {"app.kubernetes.io/part-of": "mint-ray"}  # whom the policy is about
+        assert pod["metadata"]["labels"] == {
+            "app.kubernetes.io/part-of": "mint-ray"
+        }  # the NetworkPolicy selects pods by it
         (container,) = spec["containers"]
         assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
         assert set(container["resources"]["limits"]) >= {"cpu", "memory"}
@@ -156,7 +158,7 @@ def test_every_pod_is_nobody_within_bounds_and_notices_a_cut_link(cluster: dict[
 
 
 @pytest.mark.parametrize("path", [path for path in MANIFESTS if path.name.startswith("ray-job")], ids=name)
-def test_a_rayjob_ends_its_cluster_and_is_tried_again_with_its_state_in_a_bucket(path: Path) -> None:
+def test_a_rayjob_deletes_its_cluster_and_retries_with_its_state_in_a_bucket(path: Path) -> None:
     (job,) = documents(path)
     spec = job["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
@@ -171,56 +173,60 @@ def test_a_rayjob_ends_its_cluster_and_is_tried_again_with_its_state_in_a_bucket
         assert {"name": "spec", "configMap": {"name": "mint-ray-spec"}} in volumes
 
 
-def test_the_network_policy_lets_nobody_at_the_dashboard_but_the_pods_and_the_operator() -> None:
+def test_the_network_policy_admits_only_pods_and_operator_to_the_dashboard() -> None:
     (policy,) = (document for document in documents(MANIFESTS[0]) if document["kind"] == "NetworkPolicy")
     assert policy["spec"]["policyTypes"] == ["Ingress"]
-    reached = {
+    allowed = {
         json.dumps(rule["from"]): [port["port"] for port in rule.get("ports", [])] for rule in policy["spec"]["ingress"]
     }
-    assert [ports for who, ports in reached.items() if "kuberay-operator" in who] == [[8265]]
-    assert [who for who, ports in reached.items() if not ports] == [
+    assert [ports for who, ports in allowed.items() if "kuberay-operator" in who] == [[8265]]
+    assert [who for who, ports in allowed.items() if not ports] == [
         json.dumps([{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "mint-ray"}}}])
     ]
-    assert all(8265 not in ports for who, ports in reached.items() if "kuberay-operator" not in who)
+    assert all(8265 not in ports for who, ports in allowed.items() if "kuberay-operator" not in who)
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=name)
-def test_kubernetes_accepts_its_own_kinds_and_the_pods_within_ours(path: Path) -> None:
+def test_kubernetes_kinds_and_pods_are_valid(path: Path) -> None:
     for document in documents(path):
         if document["kind"] in ("RayCluster", "RayJob"):
             cluster = document["spec"].get("rayClusterSpec", document["spec"])
             parts = [{"apiVersion": "v1", "kind": "Pod", **pod} for pod in pods(cluster)]
         else:
-            # custom kinds of others have no schema here
+            # there is no schema of the Prometheus operator's kinds here
             parts = [document] if document["kind"] != "PodMonitor" else []
         for part in parts:
             kubernetes_validate.validate(part, kubernetes_validate.latest_version(), strict=True)
 
 
-@pytest.mark.skipif(
-    not (SHARED / "data" / "kuberay_crds").is_dir(), reason="KubeRay's schemas are not beside the project"
-)
-def test_kuberays_own_schemas_accept_every_manifest() -> None:
+@pytest.mark.skipif(not (SHARED / "data" / "kuberay_crds").is_dir(), reason="KubeRay's schemas are not available")
+def test_manifests_are_valid_for_kuberay() -> None:
     tool, schemas = SHARED / "tools" / "kuberay_validate.py", SHARED / "data" / "kuberay_crds"
     done = subprocess.run([sys.executable, tool, schemas, *MANIFESTS], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "errors: 0", done.stdout
 
 
-def test_image_manifests_and_lock_agree_on_versions() -> None:
+def test_image_tag_manifests_and_lock_have_the_same_versions() -> None:
     version, ray = project()["version"], locked("ray")
     tag = f"registry.example.com/mint-ray:{version}-ray{ray}"
     texts = [
         path.read_text()
-        for path in [*LAUNCHED, *MANIFESTS, SKY, ROOT / "cluster" / "Containerfile", ROOT / "cluster" / "README.md"]
+        for path in [
+            *LAUNCHER_CONFIGS,
+            *MANIFESTS,
+            SKY,
+            ROOT / "cluster" / "Containerfile",
+            ROOT / "cluster" / "README.md",
+        ]
     ]
     images = {found for text in texts for found in re.findall(r"[\w.]+/mint-ray:[\w.-]+", text)}
     assert images == {tag}
     assert {cluster.values[0]["rayVersion"] for cluster in clusters()} == {ray}
 
 
-def test_the_lock_holds_every_dependency_within_its_bounds_and_by_hash() -> None:
-    wanted = [*project()["dependencies"], *project()["optional-dependencies"]["cluster"]]
-    for requirement in map(Requirement, wanted):
+def test_the_lock_pins_every_dependency_within_its_bounds_by_hash() -> None:
+    required = [*project()["dependencies"], *project()["optional-dependencies"]["cluster"]]
+    for requirement in map(Requirement, required):
         assert requirement.specifier.contains(locked(canonicalize_name(requirement.name))), requirement
     lock = (ROOT / "cluster" / "requirements.lock").read_text()
     entries = re.split(r"\n(?=\w)", lock)
@@ -228,25 +234,25 @@ def test_the_lock_holds_every_dependency_within_its_bounds_and_by_hash() -> None
     assert (ROOT / "cluster" / "Containerfile").read_text().count("--require-hashes") == 1
 
 
-def test_what_skypilot_runs_is_in_the_image_and_keeps_its_state_in_a_bucket() -> None:
-    said = yaml.safe_load(SKY.read_text())
-    assert said["resources"]["use_spot"] is True
-    assert said["envs"]["ROOT"].startswith("s3://")
-    verb, spec, *layers = said["run"].removeprefix("mint-ray ").split()
+def test_skypilots_command_is_in_the_image_and_writes_to_a_bucket() -> None:
+    config = yaml.safe_load(SKY.read_text())
+    assert config["resources"]["use_spot"] is True
+    assert config["envs"]["ROOT"].startswith("s3://")
+    verb, spec, *layers = config["run"].removeprefix("mint-ray ").split()
     assert (verb, layers[-2:]) == ("run", ["--root", '"$ROOT"'])
     local = [ROOT / path.removeprefix("/opt/mint_ray/") for path in (spec, layers[layers.index("--with") + 1])]
     assert load(PipelineConfig, local[0], layers=local[1:]).train.resources.gpus_per_worker == 1
 
 
 @pytest.mark.parametrize("path", INFRA, ids=name)
-def test_infrastructure_leaves_the_recipe_alone(path: Path) -> None:
-    recipe = load(PipelineConfig, ROOT / "jobs" / "quickstart.yaml")
-    laid = load(PipelineConfig, ROOT / "jobs" / "quickstart.yaml", layers=[path])
-    assert laid != recipe
-    assert fingerprint(dump(laid)) == fingerprint(dump(recipe))
+def test_infrastructure_does_not_change_the_fingerprint(path: Path) -> None:
+    base = load(PipelineConfig, ROOT / "jobs" / "quickstart.yaml")
+    merged = load(PipelineConfig, ROOT / "jobs" / "quickstart.yaml", layers=[path])
+    assert merged != base
+    assert fingerprint(dump(merged)) == fingerprint(dump(base))
 
 
-def test_certificates_are_made_that_one_authority_answers_for(tmp_path: Path) -> None:
+def test_certificates_of_several_machines_share_one_authority(tmp_path: Path) -> None:
     script = ROOT / "cluster" / "tls.sh"
     first, second = tmp_path / "first", tmp_path / "second"
     subprocess.run([script, first], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""A tiny run submitted to a head in a process of its own, which asks for a token."""
+"""A tiny run, submitted to a head that requires a token."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.cluster_heads import Head, start_head
 from tests.test_pipeline import STAGES, write_spec
 from tests.tiny import save_tiny_student
 
-ON_DISK = ("--shared-disk", "--follow")
+FOLLOW = ("--shared-disk", "--follow")
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with start_head() as started:
-        yield started
+    with start_head() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -37,47 +37,47 @@ def jobs(head: Head) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_followed_run_ends_with_its_artifacts_and_the_same_spec_again_is_that_run(head: Head, spec: Path) -> None:
+def test_a_followed_run_ends_with_its_artifacts_and_resubmitting_returns_the_same_job(head: Head, spec: Path) -> None:
     root = ("--root", str(spec.parent / "out"))
-    first = head.mint_ray("submit", str(spec), *root, *ON_DISK)
+    first = head.mint_ray("submit", str(spec), *root, *FOLLOW)
     assert first.returncode == 0, first.stdout[-4000:] + first.stderr[-4000:]
     assert "train: 3 of 3 steps" in first.stdout
-    ends = dict(line.split(": ", 1) for line in first.stdout.splitlines()[-len(STAGES) :])
-    assert list(ends) == STAGES
-    for uri in ends.values():
+    artifacts = dict(line.split(": ", 1) for line in first.stdout.splitlines()[-len(STAGES) :])
+    assert list(artifacts) == STAGES
+    for uri in artifacts.values():
         assert verify(uri) == []
 
     job_id = first.stdout.splitlines()[0].removeprefix("job: ")
-    again = head.mint_ray("submit", str(spec), *root, *ON_DISK, "score.resources.batch_size=8")
+    again = head.mint_ray("submit", str(spec), *root, *FOLLOW, "score.resources.batch_size=8")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[0] == f"job: {job_id} (on the cluster already)"
+    assert again.stdout.splitlines()[0] == f"job: {job_id} (already on the cluster)"
     assert f"mint-ray stop {job_id}" in again.stdout.splitlines()[1]
     assert again.stdout.splitlines()[-len(STAGES) :] == first.stdout.splitlines()[-len(STAGES) :]
     assert [line.split(":")[0] for line in jobs(head)].count(job_id) == 1
 
-    well = head.mint_ray("doctor", str(spec), *root)
-    assert well.returncode == 0, well.stdout
-    assert "good    dashboard: asks for a token (status 401)" in well.stdout
+    diagnosis = head.mint_ray("doctor", str(spec), *root)
+    assert diagnosis.returncode == 0, diagnosis.stdout
+    assert "ok      dashboard: requires a token (status 401)" in diagnosis.stdout
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("token", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "not this one"}])
-def test_nobody_gets_in_without_the_token(head: Head, spec: Path, token: dict[str, str]) -> None:
+def test_every_command_requires_the_token(head: Head, spec: Path, token: dict[str, str]) -> None:
     for arguments in (["submit", str(spec), "--shared-disk"], ["status"], ["chaos", "kill-node"], ["stop", "x"]):
         done = head.mint_ray(*arguments, **token)
         assert done.returncode == 2
         assert done.stdout == ""
-        said = [line for line in done.stderr.splitlines() if line.startswith("mint-ray:")]
-        assert len(said) == 1
-        assert "RAY_AUTH_TOKEN_PATH" in said[0]
+        errors = [line for line in done.stderr.splitlines() if line.startswith("mint-ray:")]
+        assert len(errors) == 1
+        assert "RAY_AUTH_TOKEN_PATH" in errors[0]
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_failed_or_stopped_run_is_sent_again_under_the_next_number(head: Head, spec: Path) -> None:
+def test_a_failed_or_stopped_job_is_submitted_again_under_the_next_number(head: Head, spec: Path) -> None:
     bad = (str(spec), "--root", str(spec.parent / "bad"), "prepare.source={kind: phenopackets, uri: /none/here.jsonl}")
-    first = head.mint_ray("submit", *bad, *ON_DISK)
-    # what the user can mend has code 2, there as here
+    first = head.mint_ray("submit", *bad, *FOLLOW)
+    # an error that the user can fix has exit code 2 on the cluster too
     assert first.returncode == 2
     job_id = first.stdout.splitlines()[0].removeprefix("job: ")
     assert "mint-ray: /none/here.jsonl: no such file" in first.stdout
@@ -88,20 +88,20 @@ def test_a_failed_or_stopped_run_is_sent_again_under_the_next_number(head: Head,
     stopped = head.mint_ray("stop", f"{job_id}-2")
     assert stopped.returncode == 0, stopped.stderr
     assert f"{job_id}-2: " in stopped.stdout
-    assert head.mint_ray("submit", *bad, *ON_DISK).stdout.splitlines()[0] == f"job: {job_id}-3"
+    assert head.mint_ray("submit", *bad, *FOLLOW).stdout.splitlines()[0] == f"job: {job_id}-3"
     logs = head.mint_ray("logs", f"{job_id}-3")
     assert "mint-ray: /none/here.jsonl: no such file" in logs.stdout
 
 
 @pytest.mark.ray
-def test_a_job_that_is_not_there_is_named(head: Head) -> None:
+def test_an_unknown_job_is_named(head: Head) -> None:
     done = head.mint_ray("status", "mint-ray-run-0")
     assert done.returncode == 2
     assert f"mint-ray: mint-ray-run-0: no such job at {head.address}" in done.stderr
 
 
 @pytest.mark.ray
-def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(head: Head, spec: Path) -> None:
+def test_a_dry_run_prints_the_package_and_submits_nothing(head: Head, spec: Path) -> None:
     before = jobs(head)
     done = head.mint_ray(
         "submit",
@@ -118,11 +118,11 @@ def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(head: Head, spec: P
     assert jobs(head) == before
 
 
-def test_a_cluster_that_is_not_there_is_named(spec: Path) -> None:
+def test_a_cluster_that_does_not_respond_is_named(spec: Path) -> None:
     nowhere = Head(0, "http://127.0.0.1:9", {}, spec.parent)
     done = nowhere.mint_ray("status")
     assert done.returncode == 2
-    assert "mint-ray: http://127.0.0.1:9: nobody answers" in done.stderr
+    assert "mint-ray: http://127.0.0.1:9: no response" in done.stderr
     assert "expected http://host:8265" in nowhere.mint_ray("status", "--address", "10.0.0.1:6379").stderr
 
 
@@ -137,12 +137,12 @@ def test_a_cluster_that_is_not_there_is_named(spec: Path) -> None:
         ("STOPPED", -15, 143),
     ],
 )
-def test_the_exit_code_is_that_of_the_jobs_command(state: str, code: int | None, expected: int) -> None:
-    said: dict[str, Any] = {"type": "SUBMISSION", "status": state, "entrypoint": "x", "driver_exit_code": code}
-    assert exit_code(JobDetails(**said)) == expected
+def test_the_exit_code_is_that_of_the_job(state: str, code: int | None, expected: int) -> None:
+    details: dict[str, Any] = {"type": "SUBMISSION", "status": state, "entrypoint": "x", "driver_exit_code": code}
+    assert exit_code(JobDetails(**details)) == expected
 
 
 def test_the_outcome_is_the_last_json_line_of_the_log() -> None:
     log = 'x\n{"artifacts": {"prepare": "a"}}\n{"artifacts": {"prepare": "b"}}\nwarning: something at exit\n'
     assert read_outcome(log) == {"artifacts": {"prepare": "b"}}
-    assert read_outcome("nothing came of it\n") == {}
+    assert read_outcome("no result\n") == {}
