@@ -1,4 +1,7 @@
-"""The command line: `mint-ray VERB SPEC [--with FILE]... [a.b=c ...]`, one verb per stage."""
+"""Command line: `mint-ray COMMAND SPEC [--with FILE]... [a.b=c ...]`.
+
+The modules import click alone; each command imports what it needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,33 @@ from pathlib import Path
 
 import click
 
-# each brings its verbs into the group
-from mint_ray.cli import cluster, inspect, runs  # noqa: F401
+from mint_ray.cli import cluster, inspect, runs
 from mint_ray.cli.group import VERBS, cli
-from mint_ray.config.loader import UserError
 
 __all__ = ["VERBS", "cli", "main"]
 
 logger = logging.getLogger("mint_ray")
 
+for command in (
+    *(runs.stage_command(verb) for verb in VERBS),
+    runs.compare,
+    runs.sweep,
+    inspect.check,
+    inspect.verify,
+    inspect.export,
+    inspect.schema,
+    cluster.submit,
+    cluster.status,
+    cluster.logs,
+    cluster.stop,
+    cluster.doctor,
+    cluster.chaos,
+):
+    cli.add_command(command)
+
 
 def main() -> None:
-    """Entry point: exit code 2 and one line for what the user can mend, 1 for any other failure."""
+    """Run the command line: exit code 2 and one line for an error that the user can fix, 1 for any other."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -28,15 +46,17 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except UserError as error:
-        click.echo(f"mint-ray: {error}", err=True)
-        sys.exit(2)
     except Exception as error:
+        # imported here because it loads pydantic, which `mint-ray --help` does not need
+        from mint_ray.config.loader import UserError, one_line
+
+        if isinstance(error, UserError):
+            click.echo(f"mint-ray: {error}", err=True)
+            sys.exit(2)
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 with Path(handler.baseFilename).open("a", encoding="utf-8") as log:
                     log.write(traceback.format_exc())
-                click.echo(f"mint-ray: the whole traceback is in {handler.baseFilename}", err=True)
-        lines = [line for line in str(error).strip().splitlines() if line.strip()] or [repr(error)]
-        click.echo(f"mint-ray: failed: {type(error).__name__}: {lines[-1].strip()}", err=True)
+                click.echo(f"mint-ray: full traceback in {handler.baseFilename}", err=True)
+        click.echo(f"mint-ray: failed: {one_line(error, with_type=True)}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`python -m mint_ray.cli`, for machines where the package's scripts are not on the path."""
+"""`python -m mint_ray.cli`, for machines where the `mint-ray` script is not on the path."""
 
 from mint_ray.cli import main
 

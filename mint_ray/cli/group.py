@@ -1,4 +1,4 @@
-"""What the verbs share: their group, their names, and how a spec is given."""
+"""Command group, names of the commands, and the options that commands share."""
 
 from __future__ import annotations
 
@@ -9,39 +9,55 @@ from typing import Any
 import click
 
 VERBS = {
-    "run": ("report", "Run every stage; what is complete is not run again."),
+    "run": ("report", "Run every stage; complete ones are skipped."),
     "prepare": ("prepare", "Read records, choose labels, split by group."),
-    "fit": ("fit", "Make the teacher ready."),
-    "score": ("score", "Let the teacher rank every label of every record."),
-    "pair": ("pair", "Draw preference pairs from the scores."),
-    "join": ("join", "Make a student that sees, of the parts that the section `join` names."),
-    "tokenize": ("tokenize", "Turn the pairs into the student's tokens."),
-    "train": ("train", "Align the student with the pairs."),
-    "evaluate": ("evaluate", "Compare base and aligned student on the test split."),
-    "report": ("report", "Write the report of a run, running what is missing."),
+    "match_texts": ("match_texts", "Give each image without a text the nearest text of its split."),
+    "fit": ("fit", "Fit the teacher."),
+    "score": ("score", "Rank every label of every record with the teacher."),
+    "shuffle_images": ("shuffle_images", "Exchange images between records, for `pair.control: shuffled`."),
+    "build_vlm": ("build_vlm", "Build a vision-language student from an encoder and a language model."),
+    "rank": ("rank", "Rank the labels with the students that the sampler needs."),
+    "pair": ("pair", "Sample preference pairs from the scores."),
+    "tokenize": ("tokenize", "Convert the pairs into the student's tokens."),
+    "train": ("train", "Align the student on the pairs."),
+    "retrieve": ("retrieve", "Retrieve passages for the held-out records."),
+    "answer": ("answer", "Answer the held-out records with base and aligned student."),
+    "benchmark": ("benchmark", "Run lm-evaluation-harness on base and aligned student."),
+    "evaluate": ("evaluate", "Compute the metrics of every method on the held-out records."),
+    "report": ("report", "Write the report of a run."),
 }
+"""Commands that run stages: name to last stage and help text."""
 
 SPEC_VERBS = [*VERBS, "compare", "sweep"]
+"""Commands that read a spec and run it."""
 
 LAYERS = (
-    "Lay a partial spec over SPEC, for instance one of jobs/presets; may be given several times. Later files, and "
-    "a.b=c last of all, win."
+    "Partial spec to merge over SPEC, for example one of jobs/presets. May be repeated; later files take precedence, "
+    "and a.b=c overrides take precedence over files."
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class OrderedGroup(click.Group):
+    """Group that lists its commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(self.commands)
+
+
+@click.group(cls=OrderedGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mint-ray")
 def cli() -> None:
-    """Move what a multimodal teacher knows into a unimodal language model.
+    """Transfer the knowledge of a multimodal teacher to a unimodal language model.
 
-    Each verb runs its stage of SPEC and those before it that are not complete.
+    The command of a stage runs that stage of SPEC and the incomplete stages that it needs.
     """
 
 
 def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
-    """What every verb that reads a spec takes to make its config."""
+    """Add the parameters from which a command loads its config."""
     for parameter in (
-        click.option("--root", help="Where artifacts go: a folder, s3://... or gs://... (default: the spec's root)."),
+        click.option("--root", help="Root of the artifacts: a folder, s3://... or gs://... (default: the spec's)."),
         click.option("--with", "layers", multiple=True, metavar="FILE", type=click.Path(path_type=Path), help=LAYERS),
         click.argument("overrides", nargs=-1, metavar="[a.b=c ...]"),
         click.argument("spec", type=click.Path(path_type=Path)),
@@ -53,7 +69,7 @@ def takes_spec(command: Callable[..., None]) -> Callable[..., None]:
 def load_spec(
     spec: Path, overrides: tuple[str, ...], layers: tuple[Path, ...], root: str | None, cls: Any = None
 ) -> Any:
-    """The config of a run, or of what `cls` says."""
+    """Load the config of a run, or one of class `cls`, from a command's parameters."""
     from mint_ray.config.loader import load
     from mint_ray.config.pipeline import PipelineConfig
 

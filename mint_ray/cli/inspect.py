@@ -1,84 +1,89 @@
-"""The verbs that look at specs and artifacts, and hand artifacts on."""
+"""Commands that check specs and artifacts, and export artifacts."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mint_ray.cli.group import SPEC_VERBS, cli, load_spec, takes_spec
-from mint_ray.config.loader import UserError
-from mint_ray.telemetry import log_to
+from mint_ray.cli.group import SPEC_VERBS, load_spec, takes_spec
+from mint_ray.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from mint_ray.config.pipeline import PipelineConfig
     from mint_ray.stages.prepare import Prepared
 
 
-@cli.command()
+@click.command()
 @takes_spec
-@click.option("--pixels", is_flag=True, help="Show that the student's answers and gradients depend on the image.")
+@click.option("--pixels", is_flag=True, help="Check that the student's answers and gradients depend on the image.")
 def check(spec: Path, pixels: bool, **given: Any) -> None:
-    """Check the spec, the inputs and the student without starting any work, and estimate the memory of training.
+    """Check a spec and estimate the memory of training.
 
-    With --pixels the student is loaded; exit code 1 if another image changes nothing.
+    Checks SPEC, its inputs and its student without running a stage. With --pixels the student is loaded; the exit code
+    is 1 if its output does not depend on the image.
     """
     config = load_spec(spec, **given)
-    log_to(None)
+    configure_logging(None)
 
+    from mint_ray.config.loader import UserError
     from mint_ray.pipeline import check_pipeline
     from mint_ray.stages.embed_texts import select_texts
-    from mint_ray.stages.pair import check_lengths
     from mint_ray.stages.prepare import select_records
 
     check_pipeline(config)
     prepared = select_records(config.prepare, config.task)
-    if config.prepare.pair_texts is not None:
-        texts, left_out = select_texts(config.prepare, prepared.records)
-        told = ", ".join(f"{reason} {count:,}" for reason, count in sorted(left_out.items())) or "none"
-        click.echo(f"{spec}: {len(texts):,} texts to pair with images; left out: {told}")
-    check_lengths(config.pair, len(prepared.labels))
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in sorted(prepared.dropped.items())) or "none"
-    click.echo(f"{spec}: good; {len(prepared.records):,} records, {len(prepared.labels):,} labels; dropped: {dropped}")
-    if config.join is not None:
+    if config.prepare.match_texts is not None:
+        texts, dropped = select_texts(config.prepare, prepared.records)
+        click.echo(f"{spec}: {len(texts):,} texts to match with images; dropped: {_list_counts(dropped)}")
+    config.pair.sampler.check_num_labels(len(prepared.labels))
+    counts = f"{len(prepared.records):,} records, {len(prepared.labels):,} labels"
+    click.echo(f"{spec}: ok; {counts}; dropped: {_list_counts(prepared.dropped)}")
+    if config.build_vlm is not None:
         if pixels:
             raise UserError(
-                "--pixels: the student is yet to be joined: `mint-ray join`, then check with join=null and "
-                "train.student.model_id=FOLDER"
+                "--pixels: the student does not exist yet; run `mint-ray build_vlm`, then check with build_vlm=null "
+                "and train.student.model_id=FOLDER"
             )
         return
     click.echo(_estimate_memory(config))
-    if pixels and not _show_pixels(config, prepared):
+    if pixels and not _check_pixels(config, prepared):
         sys.exit(1)
 
 
-@cli.command()
+@click.command()
 @click.argument("uri")
 def verify(uri: str) -> None:
-    """Recompute what the manifest of the artifact at URI claims."""
-    from mint_ray.artifacts import read_manifest
-    from mint_ray.artifacts import verify as find_problems
+    """Verify an artifact against its manifest.
 
-    problems = find_problems(uri)
+    Recomputes sizes, rows and checksums of the files at URI; the exit code is 1 if any differs.
+    """
+    from mint_ray import artifacts
+
+    problems = artifacts.verify(uri)
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         sys.exit(1)
-    manifest = read_manifest(uri)
-    click.echo(f"{uri}: good; {len(manifest.files)} files, {sum(file.rows or 0 for file in manifest.files):,} rows")
+    manifest = artifacts.read_manifest(uri)
+    click.echo(f"{uri}: ok; {len(manifest.files)} files, {sum(file.rows or 0 for file in manifest.files):,} rows")
 
 
-@cli.command()
+@click.command()
 @click.argument("uri")
-@click.option("--to", required=True, help="An empty or new folder, s3://... or gs://...")
-@click.option("--format", "form", help="Of pairs: trl, ms-swift, llamafactory or distilabel.")
-@click.option("--merge/--adapter", default=True, help="Of a student: all its weights (default), or the low-rank ones.")
-@click.option("--evaluate", "evaluated", help="Of a student: an evaluate artifact, whose metrics its card then tells.")
+@click.option("--to", required=True, help="New or empty folder, s3://... or gs://...")
+@click.option("--format", "form", help="For pairs: trl, ms-swift, llamafactory or distilabel.")
+@click.option("--merge/--adapter", default=True, help="For a student: merged weights (default), or the adapter alone.")
+@click.option("--evaluate", "evaluated", help="For a student: evaluate artifact whose metrics go into the model card.")
 def export(uri: str, to: str, form: str | None, merge: bool, evaluated: str | None) -> None:
-    """Write the pairs at URI in the columns of another trainer, or the student of the train artifact at URI."""
+    """Export pairs or a student for other tools.
+
+    With --format, exports the pairs of the pair artifact at URI; without it, the student of the train artifact at URI.
+    """
     from mint_ray.exports import export_pairs, export_student
 
     if form is None:
@@ -90,8 +95,10 @@ def export(uri: str, to: str, form: str | None, merge: bool, evaluated: str | No
     click.echo(f"{form}: {to}")
 
 
-@cli.command()
-@click.option("--verb", type=click.Choice(SPEC_VERBS), default="run", help="Whose spec (default: run).")
+@click.command()
+@click.option(
+    "--verb", type=click.Choice(SPEC_VERBS), default="run", help="Command that reads the spec (default: run)."
+)
 def schema(verb: str) -> None:
     """Print the JSON Schema of a spec."""
     from mint_ray.config.loader import json_schema
@@ -100,35 +107,39 @@ def schema(verb: str) -> None:
     click.echo(json.dumps(json_schema(config_class(verb)), indent=2))
 
 
+def _list_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
+
+
 def _estimate_memory(config: PipelineConfig) -> str:
-    from mint_ray.models.architectures import load_config
-    from mint_ray.students import student_place
-    from mint_ray.trainers.memory import estimate, shape_of
+    from mint_ray.models.pretrained import resolve_model
+    from mint_ray.trainers.memory import estimate_memory
+    from mint_ray.trainers.model_shape import read_shape
 
     student, trainer, resources = config.train.student, config.train.trainer, config.train.resources
-    # max_length holds a prompt and its longest completion; every pair brings one more
+    # max_length bounds a prompt with its longest completion; each further pair adds a completion
     record_tokens = (
         trainer.max_length + config.pair.sampler.pairs_per_record * config.evaluate.generation.max_new_tokens
     )
-    shape = shape_of(load_config(student_place(student)), student)
-    memory = estimate(shape, student, trainer, resources, record_tokens=record_tokens)
-    parts = ("weights", "gradients", "optimizer", "activations", "head", "buffers")
+    shape = read_shape(resolve_model(student, "student"), student)
+    memory = estimate_memory(shape, student, trainer, resources, record_tokens=record_tokens)
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
     listed = ", ".join(f"{part} {getattr(memory, part) / 1e9:.2f}" for part in parts)
-    place = "GPU" if resources.gpus_per_worker else "memory"
+    device = "GPU memory" if resources.gpus_per_worker else "memory"
     return (
-        f"estimated, for records of {record_tokens:,} tokens: a training worker takes {memory.total / 1e9:.2f} GB "
-        f"of {place} ({listed}); its machine holds {memory.host / 1e9:.2f} GB for it"
+        f"estimate for records of {record_tokens:,} tokens: {memory.total / 1e9:.2f} GB of {device} per training "
+        f"worker ({listed}); {memory.host / 1e9:.2f} GB of host memory"
     )
 
 
-def _show_pixels(config: PipelineConfig, prepared: Prepared) -> bool:
-    """Print what another image changes for the student; whether it changes anything."""
+def _check_pixels(config: PipelineConfig, prepared: Prepared) -> bool:
+    """Print how the student's output changes with the image; return False if it does not change."""
     from mint_ray.records import Message, PreferencePair
-    from mint_ray.students import check_sight
+    from mint_ray.students import check_images
     from mint_ray.tasks import build_task
-    from mint_ray.trainers.pixels import find_changes
+    from mint_ray.trainers.image_dependence import measure_image_effects
 
-    check_sight(config.train.student, shows_image=True)
+    check_images(config.train.student, show_image=True)
     task = build_task(config.task, prepared.labels, config.pair.sampler.top)
     label_ids = [label.label_id for label in prepared.labels]
     answers = [
@@ -143,10 +154,11 @@ def _show_pixels(config: PipelineConfig, prepared: Prepared) -> bool:
         )
         for record in prepared.records
     )  # fmt: skip
-    changes = find_changes(config.train.student, pairs, config.train.trainer.max_length)
-    for change in changes:
+    effects = measure_image_effects(config.train.student, pairs, config.train.trainer.max_length)
+    for effect in effects:
+        ignored = "" if effect.is_visible else ": the student ignores the image"
         click.echo(
-            f"instead of its image {change.image}: log-probabilities of tokens change by up to {change.logps:.3g}, the "
-            f"gradient by {change.gradients:.1%}{'' if change.is_seen else ': the pixels do not reach the student'}"
+            f"image replaced by {effect.image}: token log-probabilities change by up to {effect.max_logp_change:.3g}, "
+            f"the gradient by {effect.gradient_change:.1%}{ignored}"
         )
-    return all(change.is_seen for change in changes)
+    return all(effect.is_visible for effect in effects)
