@@ -1,4 +1,4 @@
-"""A real Prometheus beside a real Ray head: what runs tell arrives, and every expression of every board has an answer."""
+"""A real Prometheus scrapes a real Ray head: metrics of runs arrive, and every expression of a dashboard has values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +20,9 @@ import pytest
 import requests
 import yaml
 
-from dashboards.build import BOARDS, FOLDER
+from dashboards.build import DASHBOARDS, FOLDER
 from mint_ray.artifacts import Manifest, read_manifest
-from tests.cluster_heads import Head, start_head
+from tests.cluster_heads import Head, free_port, start_head
 from tests.tiny import save_tiny_student
 
 pytestmark = [
@@ -39,26 +38,28 @@ SWEEP_SECONDS = 500
 
 @dataclass(frozen=True)
 class Prometheus:
-    address: str
-    since: float
+    """A running Prometheus."""
 
-    def ask(self, expression: str) -> list[dict[str, Any]]:
-        """Series of the expression from the start until now."""
-        query = {"query": expression, "start": self.since, "end": time.time(), "step": 2}
-        answer = requests.get(f"{self.address}/api/v1/query_range", params=query, timeout=30).json()
-        assert answer["status"] == "success", f"{expression}: {answer['error']}"
-        found: list[dict[str, Any]] = answer["data"]["result"]
+    address: str
+    started: float
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the series of the expression from the start until now."""
+        parameters = {"query": expression, "start": self.started, "end": time.time(), "step": 2}
+        response = requests.get(f"{self.address}/api/v1/query_range", params=parameters, timeout=30).json()
+        assert response["status"] == "success", f"{expression}: {response['error']}"
+        found: list[dict[str, Any]] = response["data"]["result"]
         return found
 
     def last(self, expression: str) -> float:
-        """The last value of an expression that has one series."""
-        [series] = self.ask(expression)
+        """Return the last value of an expression with one series."""
+        [series] = self.query(expression)
         return float(series["values"][-1][1])
 
 
 @contextmanager
 def start_prometheus(head: Head) -> Iterator[Prometheus]:
-    """With the config that is committed, but for the folder of the head and the pace."""
+    """Start Prometheus with the committed config, except for the head's folder and the scrape interval."""
     config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FOLDER / path) for path in config["rule_files"]]
@@ -67,9 +68,7 @@ def start_prometheus(head: Head) -> Iterator[Prometheus]:
     discovery["files"] = [path.replace("/tmp/ray", str(head.folder)) for path in discovery["files"]]
     file = head.folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        listen = f"127.0.0.1:{found.getsockname()[1]}"
+    listen = f"127.0.0.1:{free_port()}"
     data = f"--storage.tsdb.path={head.folder / 'prometheus'}"
     with (head.folder / "prometheus.log").open("wb") as log:
         command = ["prometheus", f"--config.file={file}", data, f"--web.listen-address={listen}"]
@@ -83,15 +82,15 @@ def start_prometheus(head: Head) -> Iterator[Prometheus]:
 
 
 def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until and server.poll() is None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
         try:
             if requests.get(url, timeout=1).ok:
                 return
         except requests.RequestException:
             pass
         time.sleep(0.25)
-    raise RuntimeError("Prometheus did not come up")
+    raise RuntimeError("Prometheus did not start")
 
 
 def write_spec(folder: Path) -> Path:
@@ -100,7 +99,7 @@ def write_spec(folder: Path) -> Path:
 root: {folder / "out"}
 task: {{kind: rare_disease, max_findings: 3, max_absent: 0}}
 prepare:
-  source: {{kind: hpo, diseases: 8, patients_per_disease: 4}}
+  source: {{kind: hpo, num_diseases: 8, patients_per_disease: 4}}
   splits: {{validation: 0.25, test: 0.25}}
 pair: {{sampler: {{kind: hard, top: 2}}}}
 train:
@@ -112,19 +111,21 @@ evaluate:
   resources: {{cpus_per_actor: 1}}
 sweep:
   metric: readable
-  trials: 1
-  best: 1
-  seeds: 0
+  n_trials: 1
+  finalists: 1
+  num_seeds: 0
   search: {{kind: grid}}
   resources: {{max_concurrent: 1}}
-  # what is tried is the spec itself, whose artifacts are there already
-  space: {{train.trainer.lr_scheduler_type: {{kind: choice, of: [cosine]}}}}
+  # the only trial is the spec itself, whose artifacts exist already
+  space: {{train.trainer.lr_scheduler_type: {{kind: choice, choices: [cosine]}}}}
 """)
     return spec
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepRun:
+    """A finished sweep whose metrics Prometheus has scraped."""
+
     prometheus: Prometheus
     root: Path
 
@@ -133,66 +134,68 @@ class Swept:
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+def sweep_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SweepRun]:
     folder = tmp_path_factory.mktemp("live")
-    # Ray forgets a gauge after twice this, and tells of its machines every five seconds
+    # Ray drops a gauge after twice this interval, and reports its nodes every five seconds
     with start_head(token=None, RAY_metrics_report_interval_ms="4000") as head, start_prometheus(head) as prometheus:
         command = [sys.executable, "-m", "mint_ray.cli", "sweep", str(write_spec(folder)), "--json"]
-        told = head.environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "HF_HUB_OFFLINE": "1"}
+        variables = head.environment | {"RAY_ADDRESS": f"127.0.0.1:{head.port}", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SWEEP_SECONDS, env=dict(os.environ) | told
+            command, capture_output=True, text=True, timeout=SWEEP_SECONDS, env=dict(os.environ) | variables
         )
         assert done.returncode == 0, done.stderr[-4000:]
         time.sleep(5)
-        yield Swept(prometheus, folder / "out")
+        yield SweepRun(prometheus, folder / "out")
 
 
-def chosen(expression: str) -> str:
-    """An expression as Grafana sends it with every run chosen."""
+def with_all_runs(expression: str) -> str:
+    """Return the expression that Grafana sends with all runs selected."""
     return re.sub(r"\$run\b", ".*", expression.replace("$__rate_interval", "1m"))
 
 
-@pytest.mark.parametrize("board", BOARDS)
-def test_every_expression_of_a_board_has_an_answer(swept: Swept, board: str) -> None:
+@pytest.mark.parametrize("dashboard", DASHBOARDS)
+def test_every_expression_of_a_dashboard_has_values(sweep_run: SweepRun, dashboard: str) -> None:
     empty = []
-    for panel in json.loads((FOLDER / f"{board}.json").read_text())["panels"]:
+    for panel in json.loads((FOLDER / f"{dashboard}.json").read_text())["panels"]:
         for target in panel["targets"]:
-            series = swept.prometheus.ask(chosen(target["expr"]))
+            series = sweep_run.prometheus.query(with_all_runs(target["expr"]))
             if not any(math.isfinite(float(value)) for each in series for _, value in each["values"]):
                 empty.append((panel["title"], target["expr"]))
     assert empty == []
 
 
-def test_counters_come_to_what_the_manifests_hold(swept: Swept) -> None:
-    ask = swept.prometheus.last
-    (score,), (pair,) = swept.manifests("score"), swept.manifests("pair")
-    assert ask("sum(ray_mint_records_scored_total)") == score.counts["scores"]
-    assert ask("sum(ray_mint_pairs_written_total)") == pair.counts["pairs_train"] + pair.counts["pairs_validation"]
+def test_counters_equal_the_counts_of_the_manifests(sweep_run: SweepRun) -> None:
+    last = sweep_run.prometheus.last
+    (score,), (pair,) = sweep_run.manifests("score"), sweep_run.manifests("pair")
+    assert last("sum(ray_mint_records_scored_total)") == score.counts["scores"]
+    assert last("sum(ray_mint_pairs_written_total)") == pair.counts["pairs_train"] + pair.counts["pairs_validation"]
     for stage, manifest in {"score": score, "pair": pair}.items():
         parts = sum(file.bytes for file in manifest.files if file.path.endswith(".parquet"))
-        assert ask(f'sum(ray_mint_bytes_written_total{{stage="{stage}"}})') == parts
+        assert last(f'sum(ray_mint_bytes_written_total{{stage="{stage}"}})') == parts
 
 
-def test_a_trainings_numbers_are_those_of_its_log(swept: Swept) -> None:
+def test_training_metrics_equal_the_log_history(sweep_run: SweepRun) -> None:
     names = {"loss": "loss", "nll_loss": "nll_loss", "rewards_accuracies": "rewards/accuracies"}
-    for path in swept.root.glob("train-*/outcome.json"):
+    for path in sweep_run.root.glob("train-*/outcome.json"):
         run, outcome = path.parent.name, json.loads(path.read_text())
         for name, key in names.items():
             for split, prefix in (("train", ""), ("validation", "eval_")):
-                (series,) = swept.prometheus.ask(f'ray_mint_{name}{{run="{run}", split="{split}"}}')
+                (series,) = sweep_run.prometheus.query(f'ray_mint_{name}{{run="{run}", split="{split}"}}')
                 logged = [row[prefix + key] for row in outcome["log_history"] if prefix + key in row]
                 assert float(series["values"][-1][1]) == pytest.approx(logged[-1])
-        tokens = swept.prometheus.last(f'sum(ray_mint_tokens_trained_total{{run="{run}"}})')
+        tokens = sweep_run.prometheus.last(f'sum(ray_mint_tokens_trained_total{{run="{run}"}})')
         assert tokens == outcome["metrics"]["tokens"]
-        assert swept.prometheus.last(f'sum(ray_mint_step_seconds_count{{run="{run}"}})') == outcome["metrics"]["steps"]
+        assert (
+            sweep_run.prometheus.last(f'sum(ray_mint_step_seconds_count{{run="{run}"}})') == outcome["metrics"]["steps"]
+        )
 
 
-def test_the_stages_that_ran_were_seen_at_work_and_nothing_was_wrong(swept: Swept) -> None:
-    at_work = {
+def test_stages_were_reported_as_running_and_no_alert_fired(sweep_run: SweepRun) -> None:
+    running = {
         series["metric"]["stage"]
-        for series in swept.prometheus.ask("max by (stage) (ray_mint_stage_running)")
+        for series in sweep_run.prometheus.query("max by (stage) (ray_mint_stage_running)")
         if any(value == "1" for _, value in series["values"])
     }
-    assert {"train", "evaluate"} <= at_work
-    assert swept.prometheus.last('sum(ray_mint_sweep_trials{state="complete"})') == 1
-    assert swept.prometheus.ask('ALERTS{alertstate="firing"}') == []
+    assert {"train", "evaluate"} <= running
+    assert sweep_run.prometheus.last('sum(ray_mint_sweep_trials{state="complete"})') == 1
+    assert sweep_run.prometheus.query('ALERTS{alertstate="firing"}') == []

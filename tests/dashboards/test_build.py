@@ -1,4 +1,4 @@
-"""What the boards and alert rules promise: built from the table, complete, in plain words, and about numbers there are."""
+"""Dashboards and alert rules: up to date, complete, documented, and about metrics that exist."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import ray.dashboard.modules.reporter
 import yaml
 from ray.autoscaler._private.prom_metrics import AutoscalerPrometheusMetrics
 
-from dashboards.build import BOARDS, FOLDER, build
-from mint_ray.telemetry import MEASURES
+from dashboards.build import DASHBOARDS, FOLDER, build
+from mint_ray.telemetry import METRICS
 
 ALERTS = FOLDER / "alerts.yaml"
 FIRING = Path(__file__).with_name("alerts.yaml")
@@ -39,38 +39,39 @@ def expressions(name: str) -> list[str]:
 
 
 def names_in(expression: str) -> set[str]:
-    """Names of series; what is between braces are labels."""
+    """Return the names of the series in an expression, without labels."""
     return set(NAME.findall(re.sub(r"\{[^}]*\}", "", expression)))
 
 
-def ours() -> set[str]:
-    return {series for row in MEASURES.values() for series in row.series}
+def our_series() -> set[str]:
+    """Return the series that mint_ray exports."""
+    return {series for metric in METRICS.values() for series in metric.series}
 
 
-def rays() -> set[str]:
-    """What Ray's own boards ask for, what its reporter tells of each machine, and what its autoscaler tells."""
-    boards = Path(ray.dashboard.modules.metrics.dashboards.__file__).parent.glob("*_panels.py")
-    found = {name for path in boards for name in NAME.findall(path.read_text())}
+def ray_series() -> set[str]:
+    """Return the series of Ray's own dashboards, of its node reporter and of its autoscaler."""
+    dashboards = Path(ray.dashboard.modules.metrics.dashboards.__file__).parent.glob("*_panels.py")
+    found = {name for path in dashboards for name in NAME.findall(path.read_text())}
     reporter = (Path(ray.dashboard.modules.reporter.__file__).parent / "reporter_agent.py").read_text()
     found |= {f"ray_{name}" for name in re.findall(r"Gauge\(\s*\"(\w+)\"", reporter)}
     families = AutoscalerPrometheusMetrics("session").registry.collect()
     return found | {family.name + ("_total" if family.type == "counter" else "") for family in families}
 
 
-@pytest.mark.parametrize("name", BOARDS)
-def test_the_board_that_is_committed_is_the_one_that_is_built(name: str) -> None:
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_the_committed_json_is_up_to_date(name: str) -> None:
     assert (FOLDER / f"{name}.json").read_text() == build(name), "run python -m dashboards.build"
 
 
-@pytest.mark.parametrize("name", BOARDS)
-def test_a_board_names_only_series_that_we_or_ray_export(name: str) -> None:
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_uses_only_series_that_we_or_ray_export(name: str) -> None:
     for expression in expressions(name):
         assert names_in(expression), expression
-        assert names_in(expression) <= ours() | rays()
+        assert names_in(expression) <= our_series() | ray_series()
 
 
-@pytest.mark.parametrize("name", BOARDS)
-def test_every_panel_says_what_it_shows_in_which_unit_and_asks_the_chosen_prometheus(name: str) -> None:
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_every_panel_has_a_title_a_description_a_unit_and_the_selected_data_source(name: str) -> None:
     found = panels(name)
     assert len({panel["id"] for panel in found}) == len({panel["title"] for panel in found}) == len(found)
     for panel in found:
@@ -79,40 +80,40 @@ def test_every_panel_says_what_it_shows_in_which_unit_and_asks_the_chosen_promet
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
-    told = json.loads((FOLDER / f"{name}.json").read_text())
-    variables = {variable["name"] for variable in told["templating"]["list"]}
+    dashboard = json.loads((FOLDER / f"{name}.json").read_text())
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
     used = {name for expression in expressions(name) for name in re.findall(r"\$(\w+)", expression)}
     assert used - {"__rate_interval"} <= variables
     assert "datasource" in variables
-    assert {"/d/rayDefaultDashboard", "/d/rayTrainDashboard"} <= {link.get("url") for link in told["links"]}
+    assert {"/d/rayDefaultDashboard", "/d/rayTrainDashboard"} <= {link.get("url") for link in dashboard["links"]}
 
 
-def test_every_number_that_is_told_is_on_a_board() -> None:
-    shown = {name for board in BOARDS for expression in expressions(board) for name in names_in(expression)}
-    assert {row.name for row in MEASURES.values() if not shown & set(row.series)} == set()
+def test_every_metric_is_on_a_dashboard() -> None:
+    shown = {name for dashboard in DASHBOARDS for expression in expressions(dashboard) for name in names_in(expression)}
+    assert {metric.name for metric in METRICS.values() if not shown & set(metric.series)} == set()
 
 
-def test_alerts_name_only_series_that_we_or_ray_export() -> None:
+def test_alerts_use_only_series_that_we_or_ray_export() -> None:
     for rule in RULES:
         found = names_in(rule["expr"]) | set(re.findall(r"mint:\w+:\w+", rule["expr"]))
         assert found
-        assert found <= ours() | rays() | {each["record"] for each in RULES if "record" in each}
+        assert found <= our_series() | ray_series() | {each["record"] for each in RULES if "record" in each}
 
 
-def test_the_readme_tells_what_to_do_for_every_alert_and_of_every_number() -> None:
+def test_the_readme_documents_every_alert_and_every_metric() -> None:
     for rule in RULES:
         if "alert" in rule:
             assert f"### {rule['alert']}\n" in README
             assert rule["annotations"]["runbook_url"] == f"dashboards/README.md#{rule['alert'].lower()}"
     table = [line for line in README.splitlines() if line.startswith("| `ray_mint_")]
     assert table == [
-        f"| `{row.series[0].removesuffix('_bucket')}` | {row.kind} | {row.unit} | {row.description} "
-        f"| {', '.join(row.tags)} |"
-        for row in MEASURES.values()
+        f"| `{metric.series[0].removesuffix('_bucket')}` | {metric.kind} | {metric.unit} | {metric.description} "
+        f"| {', '.join(metric.tags)} |"
+        for metric in METRICS.values()
     ]
 
 
-def test_the_pod_monitor_reaches_the_metrics_of_every_pod() -> None:
+def test_the_pod_monitor_selects_the_metrics_port_of_every_pod() -> None:
     kuberay = FOLDER.parent / "cluster" / "kuberay"
     base = [document for document in yaml.safe_load_all((kuberay / "base.yaml").read_text()) if document]
     (monitor,) = (document["spec"] for document in base if document["kind"] == "PodMonitor")
@@ -132,13 +133,13 @@ def test_the_pod_monitor_reaches_the_metrics_of_every_pod() -> None:
 @pytest.mark.parametrize(
     "check", [["check", "rules", str(ALERTS)], ["check", "config", str(FOLDER / "prometheus.yaml")]]
 )
-def test_prometheus_takes_its_files(check: list[str]) -> None:
+def test_prometheus_accepts_its_files(check: list[str]) -> None:
     done = subprocess.run(["promtool", *check], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
 @needs_promtool
-def test_alerts_fire_when_they_should_and_not_when_not() -> None:
+def test_every_alert_fires_and_stays_silent_on_the_example_series() -> None:
     done = subprocess.run(["promtool", "test", "rules", str(FIRING)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     cases = [case for test in yaml.safe_load(FIRING.read_text())["tests"] for case in test["alert_rule_test"]]
