@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make a certificate authority and this machine's certificate for TLS between Ray's processes.
+# Create a certificate authority and this machine's certificate for TLS between Ray's processes.
 #   cluster/tls.sh FOLDER [ca.crt ca.key]
-# The first machine makes the authority; each other one is given ca.crt and ca.key of the first. Then, on every machine
+# The first machine creates the authority; pass its ca.crt and ca.key on each other machine. Then set, on every machine
 # and for every driver: RAY_USE_TLS=1 RAY_TLS_SERVER_CERT=FOLDER/tls.crt RAY_TLS_SERVER_KEY=FOLDER/tls.key
 # RAY_TLS_CA_CERT=FOLDER/ca.crt. The dashboard stays on plain HTTP: keep it on loopback, or behind a proxy with TLS.
 set -euo pipefail

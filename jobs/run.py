@@ -1,4 +1,4 @@
-"""Run every stage of a spec: `ray job submit --working-dir jobs -- python run.py quickstart.yaml --root s3://...`."""
+"""Entry point of a Ray job: `ray job submit --working-dir jobs -- python run.py quickstart.yaml --root s3://...`."""
 
 import sys
 

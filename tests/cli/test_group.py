@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import mint_ray.cli as cli_module
 from mint_ray.cli import VERBS, cli
 from mint_ray.config.loader import dump, from_data, load
 from mint_ray.config.specs import config_class
@@ -54,6 +55,11 @@ def test_every_command_has_a_help_text() -> None:
         command = cli.get_command(context, name)
         assert command is not None
         assert command.get_short_help_str(200).endswith("."), name
+
+
+def test_the_readme_lists_every_command() -> None:
+    table = (Path(cli_module.__file__).parent / "README.md").read_text().partition("## Modules")[0]
+    assert [name for name in cli.commands if f"`{name}" not in table] == []
 
 
 def test_the_shipped_specs_are_found() -> None:
