@@ -1,4 +1,4 @@
-"""Where records come from: phenopackets, made-up patients, tables, folders of images, pictures of tissue."""
+"""Sources of records: phenopackets, simulated patients, tables, folders of images, and histology images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mint_ray.sources.config import AnySource, Hpo, ImageFolder, PanNuke, Phenop
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that became no record, and why."""
+    """A row that could not be converted to a record."""
 
-    where: str
+    location: str
     """File and row, such as `cases.jsonl:17`."""
     reason: str
-    """One word in snake_case, counted in the manifest."""
+    """One word in snake_case; the manifest counts rows by reason."""
     message: str
     """One line naming file, row, field and value."""
 
@@ -27,25 +27,28 @@ class Source(Protocol):
     """Reads records in a fixed order; the same input gives the same records."""
 
     def inputs(self) -> dict[str, str]:
-        """Identity of what is read, such as `{uri: sha256}`. Raises UserError when it is missing."""
+        """Return the identity of the input, such as `{uri: sha256}`. Raises UserError if the input is missing."""
 
     def read(self) -> Iterator[Record | BadRow]:
-        """Every row, readable or not, in order. Raises UserError for a file that cannot be read at all."""
+        """Yield every row in order, as a record or as the reason why it is none.
+
+        Raises UserError for a file that cannot be read at all.
+        """
 
     def labels(self) -> dict[str, list[str]]:
-        """Names of every label met in the records, by label id; the first is the preferred one."""
+        """Return the names of every label in the records, by label id; the first name is the preferred one."""
 
 
 @runtime_checkable
-class Illustrator(Protocol):
-    """A source whose images lie in no files of their own, so that they are kept with the records."""
+class ImageSource(Protocol):
+    """A source whose images are not files of their own, so that they are stored with the records."""
 
-    def draw(self, record: Record) -> bytes:
-        """The image of a record that this source has read, encoded. Raises ImageError if there is none to be had."""
+    def image_bytes(self, record: Record) -> bytes:
+        """Return the encoded image of a record of this source. Raises ImageError if it cannot be read."""
 
 
 def find_group(pattern: str, text: str) -> str | None:
-    """What the pattern's first bracket matches in `text`, or the pattern if it has none; None if that is nothing."""
+    """Return what the pattern's first group matches in `text`, or the whole match; None if that is empty."""
     found = re.search(pattern, text)
     if found is None:
         return None
@@ -53,7 +56,7 @@ def find_group(pattern: str, text: str) -> str | None:
 
 
 def build_source(config: AnySource) -> Source:
-    """The source that `config` describes. Raises UserError when its file or folder is missing."""
+    """Build the source of the settings. Raises UserError if its file or folder is missing."""
     match config:
         case Phenopackets():
             from mint_ray.sources.phenopackets import PhenopacketsSource

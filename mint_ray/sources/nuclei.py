@@ -1,8 +1,8 @@
-"""Measure nuclei: from masks or drawn contours to centres, areas and shapes, and to a few numbers for a window.
+"""Measurements of nuclei, from masks or contours: centres, areas and shapes, summarized for a window.
 
-Area, axes and eccentricity are those of the ellipse with the second moments of the nucleus, as scikit-image's
-`regionprops` has them. They are sums over pixels, which numpy's bincount makes of all nuclei at once: no library is
-needed beside scipy, which is here already and labels the components.
+Area, axes and eccentricity are those of the ellipse with the same second moments as the nucleus, as scikit-image's
+`regionprops` defines them. They are sums over pixels, which numpy's bincount computes for all nuclei at once, so no
+dependency besides scipy (labels of the components) is needed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
-Instances = NDArray[np.int32]
-"""(height, width): 0 where there is no nucleus, otherwise the number of the one that is there."""
-Numbers = NDArray[np.float64]
+from mint_ray.config.loader import one_line
 
-MOST_CONTOUR_BYTES = 64 << 20
-TOUCHING = np.ones((3, 3), dtype=int)
-"""Pixels that meet at a corner are of one nucleus."""
+Instances = NDArray[np.int32]
+"""(height, width): the number of the nucleus at each pixel, 0 for background."""
+Floats = NDArray[np.float64]
+
+MAX_CONTOUR_BYTES = 64 << 20
+"""Maximum size of a contour file, unpacked."""
+NEIGHBOURS = np.ones((3, 3), dtype=int)
+"""Connectivity of components: pixels that share a corner belong together."""
 
 
 class OutlinesError(ValueError):
-    """Why a mask or contours are of no use; `reason` is counted."""
+    """A mask or contours that cannot be used; rows are counted by `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -37,26 +40,28 @@ class OutlinesError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Nuclei:
-    """N nuclei of one picture, in pixels; one entry each, in every array."""
+    """N nuclei of one image, in pixels; every array has shape (N,)."""
 
-    row: Numbers
-    column: Numbers
-    area: Numbers
-    eccentricity: Numbers
-    """0 for a circle, towards 1 for a line."""
-    major: Numbers
-    """Length of the longer axis."""
+    row: Floats
+    """Row of the centre."""
+    column: Floats
+    """Column of the centre."""
+    area: Floats
+    eccentricity: Floats
+    """0 for a circle, approaching 1 for a line."""
+    major_axis: Floats
+    """Length of the major axis."""
 
     def __len__(self) -> int:
         return len(self.area)
 
     def within(self, top: float, left: float, height: float, width: float) -> Nuclei:
-        """Those whose centres lie in a window."""
+        """Return the nuclei whose centres lie in a window."""
         inside = (self.row >= top) & (self.row < top + height) & (self.column >= left) & (self.column < left + width)
         return Nuclei(**{field.name: getattr(self, field.name)[inside] for field in dataclasses.fields(self)})
 
     def describe(self, window_area: float) -> dict[str, str]:
-        """Coded fields of a window of so many pixels that holds these nuclei; a mean of none is left out."""
+        """Return coded fields of a window of `window_area` pixels with these nuclei; a mean over none is left out."""
         numbers = {"nucleus_cover": float(self.area.sum()) / window_area}
         if len(self):
             numbers |= {
@@ -64,43 +69,45 @@ class Nuclei:
                 "nucleus_area_sd": float(self.area.std()),
                 "nucleus_eccentricity": float(self.eccentricity.mean()),
                 "nucleus_eccentricity_sd": float(self.eccentricity.std()),
-                "nucleus_length": float(self.major.mean()),
+                "nucleus_length": float(self.major_axis.mean()),
             }
         if len(self) > 1:
             centres = np.column_stack([self.row, self.column])
-            nearest, _ = cKDTree(centres).query(centres, k=2)
-            numbers["nucleus_spacing"] = float(nearest[:, 1].mean())
+            distances, _ = cKDTree(centres).query(centres, k=2)
+            numbers["nucleus_spacing"] = float(distances[:, 1].mean())
         return {"nuclei": str(len(self)), **{name: f"{number:.4g}" for name, number in numbers.items()}}
 
 
 def measure(instances: Instances) -> Nuclei:
-    """Every nucleus of a picture, in the order of their numbers."""
+    """Return the measurements of every nucleus of an image, in the order of their numbers."""
     rows, columns = np.nonzero(instances)
-    _, which = np.unique(instances[rows, columns], return_inverse=True)
-    count = int(which.max(initial=-1)) + 1
-    area = np.bincount(which, minlength=count).astype(np.float64)
-    row, column = (np.bincount(which, places, count) / area for places in (rows, columns))
-    down, right = rows - row[which], columns - column[which]
-    # a pixel is a square and no point: a twelfth is its own moment
+    _, nucleus = np.unique(instances[rows, columns], return_inverse=True)
+    count = int(nucleus.max(initial=-1)) + 1
+    area = np.bincount(nucleus, minlength=count).astype(np.float64)
+    row, column = (np.bincount(nucleus, places, count) / area for places in (rows, columns))
+    down, right = rows - row[nucleus], columns - column[nucleus]
+    # a pixel is a square, not a point: it has a second moment of 1/12 itself
     rr, cc, rc = (
-        np.bincount(which, product, count) / area + own
+        np.bincount(nucleus, product, count) / area + own
         for product, own in ((down * down, 1 / 12), (right * right, 1 / 12), (down * right, 0.0))
     )
-    half, apart = (rr + cc) / 2, np.hypot((rr - cc) / 2, rc)
-    long, short = half + apart, half - apart
-    return Nuclei(row=row, column=column, area=area, eccentricity=np.sqrt(1 - short / long), major=4 * np.sqrt(long))
+    mean, deviation = (rr + cc) / 2, np.hypot((rr - cc) / 2, rc)
+    long, short = mean + deviation, mean - deviation
+    return Nuclei(
+        row=row, column=column, area=area, eccentricity=np.sqrt(1 - short / long), major_axis=4 * np.sqrt(long)
+    )
 
 
-def join_nuclei(parts: list[Nuclei]) -> Nuclei:
-    """All of them."""
+def concatenate(parts: list[Nuclei]) -> Nuclei:
+    """Return the nuclei of all parts."""
     names = [field.name for field in dataclasses.fields(Nuclei)]
     return Nuclei(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def read_mask(content: bytes, name: str, max_pixels: int) -> Instances:
-    """Nuclei of a PNG or TIFF, or of an array as numpy saves it: numbers of nuclei, or of two values components.
+    """Return the nuclei of a PNG, TIFF or `.npy` mask: numbered, or as the components of a binary mask.
 
-    Raises OutlinesError for what is no such mask; nothing is unpickled.
+    Raises OutlinesError if it is no such mask; nothing is unpickled.
     """
     try:
         if name.endswith(".npy"):
@@ -108,38 +115,54 @@ def read_mask(content: bytes, name: str, max_pixels: int) -> Instances:
         else:
             image = Image.open(io.BytesIO(content), formats=("PNG", "TIFF"))
             if image.size[0] * image.size[1] > max_pixels:
-                raise OutlinesError("mask_too_large", f"{name}: {image.size}, at most {max_pixels:,} pixels")
+                raise OutlinesError("mask_too_large", f"{name}: {image.size}, the maximum is {max_pixels:,} pixels")
             values = np.asarray(image)
     except OutlinesError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise OutlinesError("mask_unreadable", f"{name}: {' '.join(str(error).split())}") from error
+        raise OutlinesError("mask_unreadable", f"{name}: {one_line(error)}") from error
     if values.ndim != 2 or values.dtype.kind not in "biu":
         raise OutlinesError(
-            "mask_unreadable", f"{name}: expected whole numbers, one a pixel, got {values.dtype} of {values.shape}"
+            "mask_unreadable", f"{name}: expected one integer per pixel, got {values.dtype} of shape {values.shape}"
         )
-    return number(values)
+    return number_instances(values)
 
 
-def number(values: NDArray[Any]) -> Instances:
-    """An array of nuclei's numbers as it is; of a mask that only says where nuclei are, its components numbered."""
+def number_instances(values: NDArray[Any]) -> Instances:
+    """Return an array of nucleus numbers unchanged, and the numbered components of a binary mask."""
     if np.count_nonzero(np.unique(values)) > 1:
         return values.astype(np.int32)
-    components, _ = label(values != 0, structure=TOUCHING)
-    numbered: Instances = components.astype(np.int32)
-    return numbered
+    components, _ = label(values != 0, structure=NEIGHBOURS)
+    instances: Instances = components.astype(np.int32)
+    return instances
 
 
 def read_contours(content: bytes, name: str, height: int, width: int) -> Instances:
-    """Nuclei drawn from the regions of an Aperio ImageScope XML; where two overlap, the later one lies on top.
+    """Return the nuclei drawn from the regions of an Aperio ImageScope XML; a later region covers an earlier one.
 
-    Raises OutlinesError for what is no such file, and for contours that lie outside the picture.
+    Raises OutlinesError if it is no such file, and for contours outside the image.
     """
-    if len(content) > MOST_CONTOUR_BYTES:
-        raise OutlinesError("contours_too_large", f"{name}: more than {MOST_CONTOUR_BYTES:,} bytes")
+    outlines = _parse_contours(content, name)
+    max_x, max_y = (max(point[axis] for outline in outlines for point in outline) for axis in (0, 1))
+    # annotators draw slightly over the edge
+    if max_x > 1.05 * width or max_y > 1.05 * height:
+        raise OutlinesError(
+            "contours_outside", f"{name}: extends to ({max_x:g}, {max_y:g}); the image is {width} x {height}"
+        )
+    canvas = Image.new("I", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    for number, outline in enumerate(outlines, start=1):
+        draw.polygon(outline, fill=number)
+    return np.asarray(canvas, dtype=np.int32)
+
+
+def _parse_contours(content: bytes, name: str) -> list[list[tuple[float, float]]]:
+    """Return the (x, y) points of each region with at least three."""
+    if len(content) > MAX_CONTOUR_BYTES:
+        raise OutlinesError("contours_too_large", f"{name}: more than {MAX_CONTOUR_BYTES:,} bytes")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        # what expands entities can be made to fill the memory
-        raise OutlinesError("contours_unreadable", f"{name}: declares a document type, which none of these has")
+        # entity expansion can exhaust the memory
+        raise OutlinesError("contours_unreadable", f"{name}: declares a document type, which contours never do")
     try:
         root = ElementTree.fromstring(content)  # noqa: S314 -- without entities, which were refused above
         outlines = [
@@ -147,18 +170,8 @@ def read_contours(content: bytes, name: str, height: int, width: int) -> Instanc
             for region in root.iter("Region")
         ]
     except (ElementTree.ParseError, KeyError, ValueError) as error:
-        raise OutlinesError("contours_unreadable", f"{name}: no contours of ImageScope: {error!r}") from error
+        raise OutlinesError("contours_unreadable", f"{name}: not contours of ImageScope: {error!r}") from error
     outlines = [outline for outline in outlines if len(outline) > 2]
     if not outlines:
-        raise OutlinesError("no_contours", f"{name}: holds no region of three points or more")
-    most_x, most_y = (max(point[axis] for outline in outlines for point in outline) for axis in (0, 1))
-    # annotators draw a little over the edge
-    if most_x > 1.05 * width or most_y > 1.05 * height:
-        raise OutlinesError(
-            "contours_outside", f"{name}: reaches to ({most_x:g}, {most_y:g}); the picture is {width} x {height}"
-        )
-    drawn = Image.new("I", (width, height))
-    pen = ImageDraw.Draw(drawn)
-    for place, outline in enumerate(outlines, start=1):
-        pen.polygon(outline, fill=place)
-    return np.asarray(drawn, dtype=np.int32)
+        raise OutlinesError("no_contours", f"{name}: no region with three points or more")
+    return outlines

@@ -1,4 +1,4 @@
-"""Read cases from GA4GH Phenopackets, version 2 (https://phenopacket-schema.readthedocs.io)."""
+"""Records of GA4GH Phenopackets, version 2 (https://phenopacket-schema.readthedocs.io)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from phenopackets.schema.v2.core.individual_pb2 import Sex
 from phenopackets.schema.v2.core.interpretation_pb2 import GenomicInterpretation
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, one_line
 from mint_ray.ontology import load_ontology
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow
@@ -36,32 +36,35 @@ class PhenopacketsSource:
         found = storage.list_files(config.uri)
         self.files = [uri for uri in found if uri.endswith(SUFFIXES)]
         if not self.files:
-            raise UserError(f"{config.uri}: holds no file ending in {', '.join(SUFFIXES)}")
+            raise UserError(f"{config.uri}: no file ending in {', '.join(SUFFIXES)}")
         self._names: dict[str, Counter[str]] = {}
 
     def inputs(self) -> dict[str, str]:
+        """Return the sha256 of the file, or one digest of all files of a folder."""
         if len(self.files) == 1:
             return {self.config.uri: storage.sha256(self.files[0])}
-        # one digest for a folder: a manifest that lists thousands of files helps nobody
+        # a single digest: a manifest should not list thousands of files
         lines = [f"{uri.removeprefix(self.config.uri)} {storage.sha256(uri)}\n" for uri in self.files]
         return {self.config.uri: hashlib.sha256("".join(lines).encode()).hexdigest()}
 
     def read(self) -> Iterator[Record | BadRow]:
+        """Yield one row per phenopacket, in the order of the files. Raises UserError for a file that cannot be read."""
         names: dict[str, Counter[str]] = defaultdict(Counter)
         seen: dict[str, str] = {}
         for uri in self.files:
-            for where, content in _documents(uri):
-                row = _row(where, content, names)
+            for location, content in _documents(uri):
+                row = _row(location, content, names)
                 if isinstance(row, Record) and row.record_id in seen:
                     first = seen[row.record_id]
-                    message = f"{where}: id: {row.record_id!r} was already used at {first}"
-                    row = BadRow(where, "duplicate_record_id", message)
+                    message = f"{location}: id: {row.record_id!r} was already used at {first}"
+                    row = BadRow(location, "duplicate_record_id", message)
                 elif isinstance(row, Record):
-                    seen[row.record_id] = where
+                    seen[row.record_id] = location
                 yield row
         self._names = dict(names)
 
     def labels(self) -> dict[str, list[str]]:
+        """Return the names of each disease, most frequent first; reads all files if `read` was not called."""
         if not self._names:
             for _ in self.read():
                 pass
@@ -69,7 +72,7 @@ class PhenopacketsSource:
 
 
 def _documents(uri: str) -> Iterator[tuple[str, bytes]]:
-    """The JSON documents of one file, each with where it stands."""
+    """Yield the JSON documents of one file with their locations."""
     try:
         with storage.open_input(uri) as stream:
             if uri.endswith(".json"):
@@ -80,45 +83,47 @@ def _documents(uri: str) -> Iterator[tuple[str, bytes]]:
                         if member.endswith(".json"):
                             yield f"{uri}:{member}", archive.read(member)
             else:
-                # Arrow's stream has no lines of its own
+                # Arrow's stream does not iterate over lines
                 plain = io.BufferedReader(stream)  # type: ignore[type-var]
                 lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else plain
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield f"{uri}:{number}", line
     except (EOFError, OSError, zlib.error, zipfile.BadZipFile, pa.ArrowInvalid) as error:
-        raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
-def _row(where: str, content: bytes, names: dict[str, Counter[str]]) -> Record | BadRow:
+def _row(location: str, content: bytes, names: dict[str, Counter[str]]) -> Record | BadRow:
     try:
         data = json.loads(content)
     except ValueError as error:  # bad syntax or bad UTF-8
-        return BadRow(where, "not_json", f"{where}: not JSON: {' '.join(str(error).split())}")
+        return BadRow(location, "not_json", f"{location}: not JSON: {one_line(error)}")
     if isinstance(data, dict) and "phenopacket" in data:
         data = data["phenopacket"]
     if not isinstance(data, dict):
-        return BadRow(where, "not_a_phenopacket", f"{where}: expected an object, got {type(data).__name__}")
+        return BadRow(location, "not_a_phenopacket", f"{location}: expected an object, got {type(data).__name__}")
     try:
         packet = ParseDict(data, Phenopacket(), ignore_unknown_fields=False)
     except ParseError as error:
-        return BadRow(where, "not_a_phenopacket", f"{where}: {str(error).splitlines()[0]}")
+        return BadRow(location, "not_a_phenopacket", f"{location}: {str(error).splitlines()[0]}")
     if not packet.id:
-        return BadRow(where, "not_a_phenopacket", f"{where}: id: required, and not given")
-    return _record(where, packet, names)
+        return BadRow(location, "not_a_phenopacket", f"{location}: id: required, and not given")
+    return _record(location, packet, names)
 
 
-def _record(where: str, packet: Any, names: dict[str, Counter[str]]) -> Record | BadRow:
+def _record(location: str, packet: Any, names: dict[str, Counter[str]]) -> Record | BadRow:
     diagnoses = {d.id: d.label for d in _diagnoses(packet)}
     if not diagnoses:
-        return BadRow(where, "no_diagnosis", f"{where}: interpretations: phenopacket {packet.id!r} names no disease")
+        return BadRow(
+            location, "no_diagnosis", f"{location}: interpretations: phenopacket {packet.id!r} names no disease"
+        )
     if len(diagnoses) > 1:
-        message = f"{where}: interpretations: phenopacket {packet.id!r} has several diseases: {', '.join(diagnoses)}"
-        return BadRow(where, "several_diagnoses", message)
+        message = f"{location}: interpretations: phenopacket {packet.id!r} has several diseases: {', '.join(diagnoses)}"
+        return BadRow(location, "several_diagnoses", message)
     phenotypes = _phenotypes(packet)
     if all(phenotype.excluded for phenotype in phenotypes):
-        message = f"{where}: phenotypicFeatures: phenopacket {packet.id!r} has no observed finding"
-        return BadRow(where, "no_phenotypes", message)
+        message = f"{location}: phenotypicFeatures: phenopacket {packet.id!r} has no observed finding"
+        return BadRow(location, "no_phenotypes", message)
     citations = _citations(packet)
     [(label_id, name)] = diagnoses.items()
     names[label_id][name or label_id] += 1
@@ -143,7 +148,7 @@ def _citations(packet: Any) -> list[str]:
 
 
 def _phenotypes(packet: Any) -> list[Phenotype]:
-    """Each finding once, in the order given; one that was observed at any time counts as observed."""
+    """Return each finding once, in order; a finding that was observed at any time counts as observed."""
     ontology = load_ontology()
     found: dict[str, Phenotype] = {}
     for feature in packet.phenotypic_features:

@@ -1,4 +1,4 @@
-"""Read records from the rows of a Parquet, JSONL or CSV file, with images by path or in the rows."""
+"""Records of the rows of a Parquet, JSONL or CSV file, with images by path or in the rows."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ import re
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any, NoReturn, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, one_line
 from mint_ray.ontology import load_ontology
 from mint_ray.records import SPLITS, Phenotype, Record, Split
 from mint_ray.sources import BadRow, find_group
-from mint_ray.sources.config import CODED, FIELDS, IMAGE, LABEL_NAME, Table
+from mint_ray.sources.config import CODED_FIELD_PREFIX, IMAGE, LABEL_NAME, RECORD_FIELDS, Table
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 TERM_ID = re.compile(r"\w+:\w+")
 CONTENT = ("text", "phenotypes", "image_uri", "fields")
-NOWHERE = "\0"
-"""The column of a field that is not to be read: none is called so."""
-LOOKED_FOR = 8
-"""Images whose files are looked for, the first ones: to look for all would take longer than to read the table."""
-MOST_BYTES = 256 << 20
-"""Of images in one row group, which is what is read at a time."""
+"""Fields of which a record needs at least one."""
+NO_COLUMN = "\0"
+"""Column of a field that is not read: no column has this name."""
+IMAGES_CHECKED = 8
+"""Number of images, the first ones, that must not all be missing; checking all would take longer than reading."""
+MAX_ROW_GROUP_BYTES = 256 << 20
+"""Maximum size of the images of one row group, which is read at once."""
 
 
 class RowError(ValueError):
-    """Why one row became no record."""
+    """A row that cannot be converted to a record; rows are counted by `reason`."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -43,7 +44,7 @@ class RowError(ValueError):
 
 
 class TableSource:
-    """One record per row; columns that carry a field's own name need no mapping."""
+    """One record per row; a column with the name of a field needs no mapping."""
 
     def __init__(self, config: Table) -> None:
         self.config = config
@@ -51,20 +52,21 @@ class TableSource:
             raise UserError(f"{config.uri}: expected a name ending in {', '.join(SUFFIXES)}")
         if not storage.exists(config.uri):
             raise UserError(f"{config.uri}: no such file")
-        names = (*FIELDS, LABEL_NAME)
-        given = {name: column or NOWHERE for name, column in config.columns.items()}
-        self.columns = {name: name for name in names} | given
+        mapped = {name: column or NO_COLUMN for name, column in config.columns.items()}
+        self.columns = {name: name for name in (*RECORD_FIELDS, LABEL_NAME)} | mapped
         self._names: dict[str, Counter[str]] = {}
 
     def inputs(self) -> dict[str, str]:
+        """Return the sha256 of the table; images are not read."""
         return {self.config.uri: storage.sha256(self.config.uri)}
 
     def read(self) -> Iterator[Record | BadRow]:
+        """Yield one row per row of the table. Raises UserError if none of the first images exists."""
         names: dict[str, Counter[str]] = defaultdict(Counter)
         seen: dict[str, str] = {}
         missing: list[str] = []
-        looked_for = 0
-        for where, row in _rows(self.config.uri, self.columns, set(self.config.columns)):
+        checked = 0
+        for location, row in _rows(self.config.uri, self.columns, set(self.config.columns)):
             try:
                 if isinstance(row, RowError):
                     raise row
@@ -73,23 +75,24 @@ class TableSource:
                     first = f"{record.record_id!r} was already used at {seen[record.record_id]}"
                     raise RowError("duplicate_record_id", f"{self.columns['record_id']}: {first}")
             except RowError as error:
-                yield BadRow(where, error.reason, f"{where}: {error}")
+                yield BadRow(location, error.reason, f"{location}: {error}")
                 continue
-            seen[record.record_id] = where
-            if record.image_uri is not None and IMAGE not in self.columns and looked_for < LOOKED_FOR:
-                looked_for += 1
+            seen[record.record_id] = location
+            if record.image_uri is not None and IMAGE not in self.columns and checked < IMAGES_CHECKED:
+                checked += 1
                 if not storage.exists(record.image_uri):
                     missing.append(record.image_uri)
-                if len(missing) == LOOKED_FOR:
-                    self._tell_missing(missing)
+                if len(missing) == IMAGES_CHECKED:
+                    self._raise_missing(missing)
             if record.label_id is not None:
                 names[record.label_id][self._text(row, LABEL_NAME) or record.label_id] += 1
             yield record
-        if missing and len(missing) == looked_for:
-            self._tell_missing(missing)
+        if missing and len(missing) == checked:
+            self._raise_missing(missing)
         self._names = dict(names)
 
     def labels(self) -> dict[str, list[str]]:
+        """Return the names of each label, most frequent first; reads the table if `read` was not called."""
         if not self._names:
             for _ in self.read():
                 pass
@@ -112,7 +115,7 @@ class TableSource:
         )
         if not any(getattr(record, name) for name in CONTENT):
             columns = ", ".join(self.columns.get(name, name) for name in CONTENT)
-            raise RowError("no_content", f"record {record_id!r} has nothing in any of {columns}")
+            raise RowError("no_content", f"record {record_id!r} has no value in any of {columns}")
         return record
 
     def _text(self, row: dict[str, Any], name: str) -> str | None:
@@ -123,30 +126,31 @@ class TableSource:
 
     def _group(self, row: dict[str, Any]) -> str | None:
         value = self._text(row, "group_id")
-        if value is None or self.config.group is None:
+        if value is None or self.config.group_pattern is None:
             return value
-        group = find_group(self.config.group, value)
+        group = find_group(self.config.group_pattern, value)
         if group is None:
-            raise RowError("no_group", f"{self.columns['group_id']}: {self.config.group!r} finds no group in {value!r}")
+            expected = f"{self.config.group_pattern!r} finds no group in {value!r}"
+            raise RowError("no_group", f"{self.columns['group_id']}: {expected}")
         return group
 
     def _image_uri(self, row: dict[str, Any]) -> str | None:
-        """Whole, for a worker on any machine."""
+        """Return an absolute URI, for a worker on any node."""
         if IMAGE in self.columns:
             return self._text(row, IMAGE)
         value, images = self._text(row, "image_uri"), self.config.images
         if value is None or (images is None and ("://" in value or value.startswith("/"))):
             return value
-        place = storage.absolute(self.config.uri).rpartition("/")[0] if images is None else storage.absolute(images)
+        base = storage.absolute(self.config.uri).rpartition("/")[0] if images is None else storage.absolute(images)
         if "://" in value or value.startswith("/") or ".." in value.split("/"):
-            expected = f"expected a path below {place}, got {value!r}"
+            expected = f"expected a path below {base}, got {value!r}"
             raise RowError("image_outside", f"{self.columns['image_uri']}: {expected}")
-        return place.replace("{}", value) if "{}" in place else storage.join(place, value)
+        return base.replace("{}", value) if "{}" in base else storage.join(base, value)
 
-    def _tell_missing(self, missing: list[str]) -> None:
+    def _raise_missing(self, missing: list[str]) -> NoReturn:
         raise UserError(
-            f"{self.config.uri}: {self.columns['image_uri']}: none of the first {len(missing)} images is there, such "
-            f"as {missing[0]}"
+            f"{self.config.uri}: {self.columns['image_uri']}: none of the first {len(missing)} images exists, for "
+            f"example {missing[0]}"
         )
 
     def _split(self, row: dict[str, Any]) -> Split:
@@ -177,8 +181,8 @@ class TableSource:
             raise RowError("not_fields", f"{column}: expected an object, got {value!r}")
         values = {str(name): item for name, item in value.items()}
         for key, mapped in self.config.columns.items():
-            if key.startswith(CODED):
-                values[key.removeprefix(CODED)] = row.get(mapped or NOWHERE)
+            if key.startswith(CODED_FIELD_PREFIX):
+                values[key.removeprefix(CODED_FIELD_PREFIX)] = row.get(mapped or NO_COLUMN)
         return {name: str(item).strip() for name, item in values.items() if item is not None and str(item).strip()}
 
     def _citations(self, row: dict[str, Any]) -> list[str]:
@@ -208,30 +212,30 @@ def _is_split(value: str) -> TypeGuard[Split]:
 
 
 def _rows(uri: str, columns: dict[str, str], mapped: set[str]) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
-    """Rows with where they stand; JSONL and CSV line by line, since Arrow refuses a whole file for one bad line."""
-    wanted = {columns[name] for name in mapped} - {NOWHERE}
+    """Yield each row with its location; JSONL and CSV line by line, because Arrow rejects a file for one bad line."""
+    required = {columns[name] for name in mapped} - {NO_COLUMN}
     try:
         with storage.open_input(uri) as stream:
             if uri.endswith(".parquet"):
-                yield from _parquet_rows(uri, columns, wanted, pq.ParquetFile(stream))
+                yield from _parquet_rows(uri, columns, required, pq.ParquetFile(stream))
             elif uri.endswith(".csv"):
-                yield from _csv_rows(uri, wanted, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
+                yield from _csv_rows(uri, required, io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""))
             else:
-                # Arrow's stream has no lines of its own
+                # Arrow's stream does not iterate over lines
                 plain = io.BufferedReader(stream)  # type: ignore[type-var]
                 lines = gzip.GzipFile(fileobj=stream) if uri.endswith(".gz") else plain
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield f"{uri}:{number}", _json_row(line)
     except (EOFError, OSError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowInvalid) as error:
-        raise UserError(f"{uri}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{uri}: cannot be read: {one_line(error)}") from error
 
 
 def _parquet_rows(
-    uri: str, columns: dict[str, str], wanted: set[str], file: pq.ParquetFile
+    uri: str, columns: dict[str, str], required: set[str], file: pq.ParquetFile
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Columns that are asked for, and no others; of images only where they lie."""
-    _check_columns(uri, wanted, file.schema_arrow.names)
+    """Yield the mapped columns of each row; of an image column only the URI of the cell."""
+    _check_columns(uri, required, file.schema_arrow.names)
     image = columns.get(IMAGE)
     read = [name for name in file.schema_arrow.names if name in columns.values() and name != image]
     _check_types(uri, read, image, file)
@@ -244,14 +248,14 @@ def _parquet_rows(
 
 
 def _check_types(uri: str, read: list[str], image: str | None, file: pq.ParquetFile) -> None:
-    """Raise UserError for a column that is not plain: values of an extension type are made by code or unpickled."""
+    """Raise UserError for a column that is not of a plain type: values of extension types may be unpickled."""
     schema = file.schema_arrow
     for field in schema:
         extension = _extension(field)
         if extension:
             raise UserError(
-                f"{uri}: column {field.name!r}: its type is the extension {extension!r}; tables are read whose columns "
-                "are all plain"
+                f"{uri}: column {field.name!r}: its type is the extension {extension!r}; only plain Arrow types are "
+                "read"
             )
     for name in read:
         if not _is_plain(schema.field(name).type):
@@ -264,25 +268,26 @@ def _check_types(uri: str, read: list[str], image: str | None, file: pq.ParquetF
             raise UserError(f"{uri}: column {image!r}: expected images as binary or struct<bytes: binary>, got {kind}")
         for group in range(file.metadata.num_row_groups):
             size = sum(chunk.total_uncompressed_size for chunk in _chunks(file, image, group))
-            if size > MOST_BYTES:
+            if size > MAX_ROW_GROUP_BYTES:
                 raise UserError(
-                    f"{uri}: column {image!r}: row group {group} holds {size:,} bytes of images, at most "
-                    f"{MOST_BYTES:,}; write it with fewer rows in each"
+                    f"{uri}: column {image!r}: row group {group} contains {size:,} bytes of images, the maximum is "
+                    f"{MAX_ROW_GROUP_BYTES:,}; write the table with smaller row groups"
                 )
 
 
 def _extension(field: pa.Field) -> str | None:
-    """Name of the extension type that a column has, or any part of it."""
+    """Return the name of the extension type of a column or of a nested field; None if there is none."""
     if isinstance(field.type, pa.BaseExtensionType):
         return str(field.type.extension_name)
-    # of a type that is not registered in this process only the name is left
+    # a type that is not registered in this process has only its name in the metadata
     name = (field.metadata or {}).get(b"ARROW:extension:name")
     if name is not None:
         return str(name.decode())
-    return next(filter(None, map(_extension, _parts(field.type))), None)
+    return next(filter(None, map(_extension, _children(field.type))), None)
 
 
-def _parts(kind: pa.DataType) -> list[pa.Field]:
+def _children(kind: pa.DataType) -> list[pa.Field]:
+    """Return the nested fields of a type."""
     if pa.types.is_struct(kind):
         return list(kind)
     if pa.types.is_map(kind):
@@ -295,9 +300,9 @@ def _parts(kind: pa.DataType) -> list[pa.Field]:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    parts = _parts(kind)
-    if parts:
-        return all(_is_plain(part.type) for part in parts)
+    children = _children(kind)
+    if children:
+        return all(_is_plain(child.type) for child in children)
     return bool(
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -312,50 +317,50 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _chunks(file: pq.ParquetFile, column: str, group: int) -> list[Any]:
-    """What the file says of the column, or of the bytes of its struct, in one row group."""
-    described = file.metadata.row_group(group)
-    chunks = [described.column(place) for place in range(described.num_columns)]
+    """Return the metadata of the column, or of the bytes of its struct, in one row group."""
+    metadata = file.metadata.row_group(group)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
     return [chunk for chunk in chunks if chunk.path_in_schema in (column, f"{column}.bytes")]
 
 
 def _cells(uri: str, column: str, file: pq.ParquetFile) -> Iterator[str | None]:
-    """The URI of the image in each row, None where there is none."""
+    """Yield the URI of the image of each row, None if the cell is null."""
     row = 0
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
-        there = [True] * rows
-        stated = [chunk.statistics for chunk in _chunks(file, column, group)]
-        if not all(about is not None and about.has_null_count and about.null_count == 0 for about in stated):
+        is_valid = [True] * rows
+        statistics = [chunk.statistics for chunk in _chunks(file, column, group)]
+        if not all(found is not None and found.has_null_count and found.null_count == 0 for found in statistics):
             values = file.read_row_group(group, columns=[column])[column].combine_chunks()
             if pa.types.is_struct(values.type):
                 values = pc.struct_field(values, "bytes")
-            there = values.is_valid().to_pylist()
-        for is_there in there:
-            yield f"{storage.absolute(uri)}#column={column}&row={row}" if is_there else None
+            is_valid = values.is_valid().to_pylist()
+        for has_image in is_valid:
+            yield f"{storage.absolute(uri)}#column={column}&row={row}" if has_image else None
             row += 1
 
 
-def _csv_rows(uri: str, wanted: set[str], lines: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
+def _csv_rows(uri: str, required: set[str], lines: io.TextIOWrapper) -> Iterator[tuple[str, dict[str, Any] | RowError]]:
     reader = csv.reader(lines)
     header = next(reader, [])
-    _check_columns(uri, wanted, header)
+    _check_columns(uri, required, header)
     for cells in reader:
-        where = f"{uri}:{reader.line_num}"
+        location = f"{uri}:{reader.line_num}"
         if len(cells) == len(header):
-            yield where, dict(zip(header, cells, strict=True))
+            yield location, dict(zip(header, cells, strict=True))
         elif cells:
-            yield where, RowError("wrong_columns", f"expected {len(header)} cells, got {len(cells)}")
+            yield location, RowError("wrong_columns", f"expected {len(header)} cells, got {len(cells)}")
 
 
 def _json_row(line: bytes) -> dict[str, Any] | RowError:
     try:
         row = json.loads(line)
     except ValueError as error:  # bad syntax or bad UTF-8
-        return RowError("not_json", f"not JSON: {' '.join(str(error).split())}")
+        return RowError("not_json", f"not JSON: {one_line(error)}")
     return row if isinstance(row, dict) else RowError("not_json", f"expected an object, got {type(row).__name__}")
 
 
-def _check_columns(uri: str, wanted: set[str], header: list[str]) -> None:
-    missing = sorted(wanted.difference(header))
+def _check_columns(uri: str, required: set[str], header: list[str]) -> None:
+    missing = sorted(required.difference(header))
     if missing:
         raise UserError(f"{uri}: no column {missing[0]!r}; found {', '.join(header)}")

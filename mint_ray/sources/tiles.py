@@ -1,4 +1,4 @@
-"""Cut pictures of tissue into tiles, or into crops round their nuclei, and measure the nuclei of each."""
+"""Records of tiles of histology images, or of crops around nuclei, with measurements of their nuclei."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mint_ray import storage
+from mint_ray.config.loader import one_line
 from mint_ray.images import ImageError, Pixels, decode_whole, encode_image, read_content
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, Source
 from mint_ray.sources.config import ImageFolder, Tiles
 from mint_ray.sources.image_folder import ImageFolderSource
 from mint_ray.sources.nuclei import (
-    MOST_CONTOUR_BYTES,
+    MAX_CONTOUR_BYTES,
     Instances,
     Nuclei,
     OutlinesError,
@@ -28,122 +29,123 @@ from mint_ray.sources.nuclei import (
 )
 from mint_ray.sources.table import TableSource
 
-BOX = re.compile(r"(?P<picture>.+)#box=(?P<left>\d+),(?P<top>\d+),(?P<size>\d+)")
-"""A tile of a picture, for this source alone: what others are given is a cell that holds it."""
+BOX = re.compile(r"(?P<image>.+)#box=(?P<left>\d+),(?P<top>\d+),(?P<size>\d+)")
+"""URI of a tile, used only by this source: the stored records refer to the cell that contains the tile."""
 
 
 class TilesSource:
-    """One record per tile, with the label, group, split and fields of its picture."""
+    """One record per tile, with the label, group, split and fields of its image."""
 
     def __init__(self, config: Tiles) -> None:
         self.config = config
-        pictures = config.pictures
-        self.pictures: Source = (
-            ImageFolderSource(pictures) if isinstance(pictures, ImageFolder) else TableSource(pictures)
-        )
-        self._held: tuple[str, Pixels] | None = None
+        images = config.images
+        self.images: Source = ImageFolderSource(images) if isinstance(images, ImageFolder) else TableSource(images)
+        self._decoded: tuple[str, Pixels] | None = None
 
     def inputs(self) -> dict[str, str]:
-        found = self.pictures.inputs()
+        """Return the identity of the images, and a digest of the names and sizes of masks and contours."""
+        found = self.images.inputs()
         for template in filter(None, (self.config.masks, self.config.contours)):
             folder = template.partition("{}")[0].rpartition("/")[0] or "."
             sizes = storage.file_sizes(folder)
-            lines = [f"{place.removeprefix(folder)}\t{size}\n" for place, size in sizes.items()]
+            lines = [f"{uri.removeprefix(folder)}\t{size}\n" for uri, size in sizes.items()]
             found[template] = hashlib.sha256("".join(lines).encode()).hexdigest()
         return found
 
     def read(self) -> Iterator[Record | BadRow]:
-        for row in self.pictures.read():
+        """Yield the tiles of each image, or the reason why the image has none."""
+        for row in self.images.read():
             if isinstance(row, BadRow):
                 yield row
                 continue
             try:
-                yield from self._cut(row)
+                yield from self._tiles(row)
             except (ImageError, OutlinesError) as error:
-                where = f"picture {row.record_id!r}"
-                yield BadRow(where, error.reason, f"{where}: {error}")
+                location = f"image {row.record_id!r}"
+                yield BadRow(location, error.reason, f"{location}: {error}")
 
     def labels(self) -> dict[str, list[str]]:
-        return self.pictures.labels()
+        """Return the names of the images' labels."""
+        return self.images.labels()
 
-    def draw(self, record: Record) -> bytes:
-        """PNG of a tile."""
+    def image_bytes(self, record: Record) -> bytes:
+        """Return the PNG of a tile. Raises ValueError for a record of another source."""
         box = BOX.fullmatch(record.image_uri or "")
         if box is None:
-            raise ValueError(f"record {record.record_id!r} is none of this source: {record.image_uri}")
+            raise ValueError(f"record {record.record_id!r} is not of this source: {record.image_uri}")
         left, top, size = int(box["left"]), int(box["top"]), int(box["size"])
-        return encode_image(np.ascontiguousarray(self._picture(box["picture"])[top : top + size, left : left + size]))
+        return encode_image(np.ascontiguousarray(self._pixels(box["image"])[top : top + size, left : left + size]))
 
-    def _cut(self, picture: Record) -> Iterator[Record]:
-        if picture.image_uri is None:
+    def _tiles(self, image: Record) -> Iterator[Record]:
+        if image.image_uri is None:
             raise ImageError("image_missing", "has no image")
-        pixels = self._picture(picture.image_uri)
+        pixels = self._pixels(image.image_uri)
         height, width = pixels.shape[:2]
-        size = self.config.size
+        size, limit = self.config.tile_size, self.config.max_tiles_per_image
         if min(height, width) < size:
-            raise ImageError("image_too_small", f"{picture.image_uri}: {width} x {height} pixels, tiles of {size}")
-        nuclei = self._measure(picture, height, width)
-        windows = _grid(height, width, size) if self.config.cut == "grid" else _round(nuclei, height, width, size)
-        if self.config.most is not None and len(windows) > self.config.most:
-            draw = random.Random(f"{self.config.seed}:{picture.record_id}")
-            windows = sorted(draw.sample(windows, self.config.most))
+            raise ImageError("image_too_small", f"{image.image_uri}: {width} x {height} pixels, tiles of {size}")
+        nuclei = self._measure(image, height, width)
+        windows = _grid(height, width, size) if self.config.tiling == "grid" else _around(nuclei, height, width, size)
+        if limit is not None and len(windows) > limit:
+            rng = random.Random(f"{self.config.seed}:{image.record_id}")
+            windows = sorted(rng.sample(windows, limit))
         for top, left in windows:
-            described = {} if nuclei is None else nuclei.within(top, left, size, size).describe(size * size)
+            measurements = {} if nuclei is None else nuclei.within(top, left, size, size).describe(size * size)
             yield Record(
-                record_id=f"{picture.record_id}_{top:05d}_{left:05d}",
-                group_id=picture.group_id,
-                label_id=picture.label_id,
-                split=picture.split,
-                text=picture.text,
-                image_uri=f"{picture.image_uri}#box={left},{top},{size}",
-                fields=picture.fields | described,
-                citations=picture.citations,
+                record_id=f"{image.record_id}_{top:05d}_{left:05d}",
+                group_id=image.group_id,
+                label_id=image.label_id,
+                split=image.split,
+                text=image.text,
+                image_uri=f"{image.image_uri}#box={left},{top},{size}",
+                fields=image.fields | measurements,
+                citations=image.citations,
             )
 
-    def _picture(self, uri: str) -> Pixels:
-        """Its tiles are asked for one after the other, so that it is decoded once."""
-        if self._held is None or self._held[0] != uri:
+    def _pixels(self, uri: str) -> Pixels:
+        """Return the pixels of an image; the last image is cached, because its tiles are read one after the other."""
+        if self._decoded is None or self._decoded[0] != uri:
             config = self.config
             pixels = decode_whole(read_content(uri, config.max_bytes), uri, config.max_bytes, config.max_pixels)
-            self._held = (uri, pixels)
-        return self._held[1]
+            self._decoded = (uri, pixels)
+        return self._decoded[1]
 
-    def _measure(self, picture: Record, height: int, width: int) -> Nuclei | None:
-        """None where nothing is to be measured. Raises OutlinesError where it is and cannot be."""
+    def _measure(self, image: Record, height: int, width: int) -> Nuclei | None:
+        """Return the nuclei; None without masks and contours. Raises OutlinesError if they cannot be measured."""
         if self.config.masks is None and self.config.contours is None:
             return None
-        instances = self._outlines(picture.record_id, height, width)
+        instances = self._instances(image.record_id, height, width)
         if instances.shape != (height, width):
             raise OutlinesError(
                 "mask_size",
-                f"a mask of {instances.shape[1]} x {instances.shape[0]} pixels, yet it is {width} x {height}",
+                f"the mask has {instances.shape[1]} x {instances.shape[0]} pixels, the image {width} x {height}",
             )
         return measure(instances)
 
-    def _outlines(self, picture_id: str, height: int, width: int) -> Instances:
-        places = {
-            kind: storage.absolute(template.replace("{}", picture_id))
+    def _instances(self, image_id: str, height: int, width: int) -> Instances:
+        uris = {
+            kind: storage.absolute(template.replace("{}", image_id))
             for kind, template in (("contours", self.config.contours), ("masks", self.config.masks))
             if template is not None
         }
-        if ".." in picture_id.split("/"):
-            raise OutlinesError("no_outlines", f"{picture_id!r} leads out of the folder")
-        for kind, place in places.items():
-            if storage.exists(place):
-                content = _unpacked(place, self.config.max_bytes)
+        if ".." in image_id.split("/"):
+            raise OutlinesError("no_outlines", f"{image_id!r} is outside the folder")
+        for kind, uri in uris.items():
+            if storage.exists(uri):
+                content = _read_unpacked(uri, self.config.max_bytes)
                 if kind == "contours":
-                    return read_contours(content, place, height, width)
-                return read_mask(content, place, self.config.max_pixels)
-        raise OutlinesError("no_outlines", f"nothing lies at {' or '.join(places.values())}")
+                    return read_contours(content, uri, height, width)
+                return read_mask(content, uri, self.config.max_pixels)
+        raise OutlinesError("no_outlines", f"no file {' or '.join(uris.values())}")
 
 
 def _grid(height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """Upper left corners of tiles side by side."""
+    """Return the (top, left) corners of adjacent tiles."""
     return [(top, left) for top in range(0, height - size + 1, size) for left in range(0, width - size + 1, size)]
 
 
-def _round(nuclei: Nuclei | None, height: int, width: int, size: int) -> list[tuple[int, int]]:
-    """Upper left corners of windows round the nuclei that have room for one."""
+def _around(nuclei: Nuclei | None, height: int, width: int, size: int) -> list[tuple[int, int]]:
+    """Return the (top, left) corners of the crops around nuclei that lie inside the image."""
     if nuclei is None:
         return []
     corners = {
@@ -152,14 +154,14 @@ def _round(nuclei: Nuclei | None, height: int, width: int, size: int) -> list[tu
     return sorted((top, left) for top, left in corners if 0 <= top <= height - size and 0 <= left <= width - size)
 
 
-def _unpacked(place: str, max_bytes: int) -> bytes:
-    size = storage.size(place)
+def _read_unpacked(uri: str, max_bytes: int) -> bytes:
+    size = storage.size(uri)
     if size is None or size > max_bytes:
-        raise OutlinesError("outlines_too_large", f"{place}: {size} bytes, at most {max_bytes:,}")
-    if not place.endswith(".gz"):
-        return storage.read_bytes(place)
+        raise OutlinesError("outlines_too_large", f"{uri}: {size} bytes, the maximum is {max_bytes:,}")
+    if not uri.endswith(".gz"):
+        return storage.read_bytes(uri)
     try:
-        with storage.open_input(place) as stream, gzip.GzipFile(fileobj=stream) as plain:
-            return plain.read(MOST_CONTOUR_BYTES + 1)
+        with storage.open_input(uri) as stream, gzip.GzipFile(fileobj=stream) as plain:
+            return plain.read(MAX_CONTOUR_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise OutlinesError("contours_unreadable", f"{place}: {' '.join(str(error).split())}") from error
+        raise OutlinesError("contours_unreadable", f"{uri}: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Patients made up from the annotations of the installed ontology."""
+"""Patients simulated from the annotations of the installed ontology."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mint_ray.sources.config import Hpo
 
 
 def patients(**settings: float) -> list[Record]:
-    rows = list(build_source(Hpo(**{"diseases": 6, "patients_per_disease": 8} | settings)).read())  # type: ignore[arg-type]
+    rows = list(build_source(Hpo(**{"num_diseases": 6, "patients_per_disease": 8} | settings)).read())  # type: ignore[arg-type]
     assert not any(isinstance(row, BadRow) for row in rows)
     return [row for row in rows if isinstance(row, Record)]
 
@@ -22,9 +22,9 @@ def test_the_same_seed_gives_the_same_patients_and_another_seed_others() -> None
     assert {record.label_id for record in patients()} != {record.label_id for record in patients(seed=1)}
 
 
-def test_every_patient_is_a_person_of_one_chosen_disease() -> None:
+def test_every_patient_is_a_group_of_one_chosen_disease() -> None:
     records = patients()
-    labels = build_source(Hpo(diseases=6)).labels()
+    labels = build_source(Hpo(num_diseases=6)).labels()
     assert len(records) == 48
     assert len({record.group_id for record in records}) == 48
     assert {record.label_id for record in records} == set(labels)
@@ -32,15 +32,15 @@ def test_every_patient_is_a_person_of_one_chosen_disease() -> None:
     assert {record.fields["sex"] for record in records} == {"MALE", "FEMALE"}
 
 
-def test_a_patient_is_the_same_whatever_number_is_drawn() -> None:
+def test_a_patient_does_not_depend_on_the_number_of_patients() -> None:
     few = {record.record_id: record for record in patients(patients_per_disease=2)}
     many = {record.record_id: record for record in patients(patients_per_disease=8)}
     assert {record_id: many[record_id] for record_id in few} == few
 
 
-def test_every_patient_has_two_findings_outside_the_face_and_none_both_ways() -> None:
+def test_every_patient_has_two_findings_outside_the_face_and_no_contradiction() -> None:
     ontology = load_ontology()
-    for record in patients(left_out=0.95, noise=0, imprecise=0.9):
+    for record in patients(omission_rate=0.95, noise_rate=0, generalization_rate=0.9):
         present = {item.id for item in record.phenotypes if not item.excluded}
         absent = {item.id for item in record.phenotypes if item.excluded}
         assert sum(not ontology.is_a(term, FACE) for term in present) >= 2
@@ -49,13 +49,13 @@ def test_every_patient_has_two_findings_outside_the_face_and_none_both_ways() ->
 
 
 def test_without_noise_every_finding_is_annotated_to_the_disease() -> None:
-    for record in patients(noise=0, imprecise=0):
+    for record in patients(noise_rate=0, generalization_rate=0):
         annotated = {a.term_id for a in read_annotations() if a.disease_id == record.label_id and not a.excluded}
         assert {item.id for item in record.phenotypes if not item.excluded} <= annotated
 
 
 def test_noise_adds_findings_of_other_diseases() -> None:
-    def strange(records: list[Record]) -> int:
+    def count_unrelated(records: list[Record]) -> int:
         ontology = load_ontology()
         known: dict[str, set[str]] = {}
         for annotation in read_annotations():
@@ -67,13 +67,13 @@ def test_noise_adds_findings_of_other_diseases() -> None:
             if not item.excluded
         )
 
-    assert strange(patients(noise=0)) == 0
-    assert strange(patients(noise=0.5)) > 48
+    assert count_unrelated(patients(noise_rate=0)) == 0
+    assert count_unrelated(patients(noise_rate=0.5)) > 48
 
 
-def test_too_many_diseases_are_an_error_that_says_how_many_there_are() -> None:
-    with pytest.raises(UserError, match=r"source\.diseases: 100000 asked for, only \d+ qualify"):
-        patients(diseases=100_000)
+def test_too_many_diseases_are_an_error_with_the_number_that_qualify() -> None:
+    with pytest.raises(UserError, match=r"source\.num_diseases: 100000 requested, only \d+ qualify"):
+        patients(num_diseases=100_000)
 
 
 def test_the_ontology_release_is_the_input() -> None:

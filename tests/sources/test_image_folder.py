@@ -1,4 +1,4 @@
-"""Records from folders of images."""
+"""Records of folders of images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_image_is_a_record_labelled_by_its_folder(folder: Path) -> None:
     assert build_source(ImageFolder(uri=str(folder))).labels() == {"colon": ["colon"], "lung": ["lung"]}
 
 
-def test_its_uri_is_one_that_can_be_read_from_anywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_uris_are_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     row = read(Path("root"))[0]
     monkeypatch.chdir("/")
@@ -47,14 +47,14 @@ def test_its_uri_is_one_that_can_be_read_from_anywhere(folder: Path, monkeypatch
 @pytest.mark.parametrize(("group", "expected"), [("^.{7}", ["TCGA-55", "TCGA-44", "TCGA-44"]),
                                                  (r"-(\d\d)-", ["55", "44", "44"])])  # fmt: skip
 def test_a_group_is_found_in_the_file_name(folder: Path, group: str, expected: list[str]) -> None:
-    assert [row.group_id for row in read(folder, group=group) if isinstance(row, Record)] == expected
+    assert [row.group_id for row in read(folder, group_pattern=group) if isinstance(row, Record)] == expected
 
 
-def test_what_is_no_labelled_image_is_a_bad_row_with_its_reason(folder: Path) -> None:
+def test_a_file_that_is_not_a_labelled_image_is_a_bad_row_with_its_reason(folder: Path) -> None:
     for name in ("loose.png", "lung/notes.txt", "lung/other.png", "lung/.DS_Store"):
         (folder / name).write_bytes(b"x")
-    rows = read(folder, group="TCGA-..")
-    assert {row.where: row.reason for row in rows if isinstance(row, BadRow)} == {
+    rows = read(folder, group_pattern="TCGA-..")
+    assert {row.location: row.reason for row in rows if isinstance(row, BadRow)} == {
         f"{folder}/loose.png": "no_label",
         f"{folder}/lung/notes.txt": "no_image",
         f"{folder}/lung/other.png": "no_group",
@@ -76,8 +76,8 @@ def test_its_identity_changes_with_a_name_or_a_size(folder: Path) -> None:
     assert identity() not in (first, second)
 
 
-def test_a_folder_that_is_missing_and_a_pattern_that_is_none_are_errors_of_the_user(tmp_path: Path) -> None:
+def test_a_missing_folder_and_an_invalid_pattern_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         read(tmp_path / "none")
-    with pytest.raises(UserError, match=r"group: .* is no regular expression"):
-        from_data(ImageFolder, {"kind": "image_folder", "uri": "x", "group": "("})
+    with pytest.raises(UserError, match=r"group_pattern: .* is not a regular expression"):
+        from_data(ImageFolder, {"kind": "image_folder", "uri": "x", "group_pattern": "("})

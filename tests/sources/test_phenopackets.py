@@ -1,4 +1,4 @@
-"""Phenopackets written here by hand, and the shared collection of real ones where it is at hand."""
+"""Phenopackets written by hand, and the shared collection of published ones if it is available."""
 
 from __future__ import annotations
 
@@ -96,13 +96,13 @@ def test_a_finding_seen_at_any_time_counts_as_observed_once(tmp_path: Path) -> N
     assert record.phenotypes == [Phenotype(id="HP:0001250", label="Seizure")]
 
 
-def test_without_a_publication_the_person_is_the_group(tmp_path: Path) -> None:
+def test_without_a_publication_the_patient_is_the_group(tmp_path: Path) -> None:
     record = read_one(tmp_path, packet(metaData=None, subject={"id": "S1", "sex": "UNKNOWN_SEX"}))
     assert isinstance(record, Record)
     assert (record.group_id, record.citations, record.fields) == ("subject:S1", [], {"gene": "ABC1"})
 
 
-def test_diseases_are_read_where_nothing_is_interpreted(tmp_path: Path) -> None:
+def test_diseases_are_read_without_interpretations(tmp_path: Path) -> None:
     diseases = [{"term": {"id": "OMIM:2", "label": "B"}}, {"term": {"id": "OMIM:3", "label": "C"}, "excluded": True}]
     record = read_one(tmp_path, packet(interpretations=None, diseases=diseases))
     assert isinstance(record, Record)
@@ -110,7 +110,7 @@ def test_diseases_are_read_where_nothing_is_interpreted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason", "said"),
+    ("content", "reason", "message"),
     [
         ("{", "not_json", "not JSON"),
         ("[1]", "not_a_phenopacket", "list"),
@@ -126,14 +126,14 @@ def test_diseases_are_read_where_nothing_is_interpreted(tmp_path: Path) -> None:
         (packet(phenotypicFeatures=[feature("HP:0001250", "Seizure", excluded=True)]), "no_phenotypes", "case-1"),
     ],
 )
-def test_an_unusable_phenopacket_is_a_bad_row_with_its_reason(
-    tmp_path: Path, content: Any, reason: str, said: str
+def test_an_invalid_phenopacket_is_a_bad_row_with_its_reason(
+    tmp_path: Path, content: Any, reason: str, message: str
 ) -> None:
     row = read_one(tmp_path, content)
     assert isinstance(row, BadRow)
     assert row.reason == reason
     assert row.message.startswith(f"{tmp_path}/one.json: ")
-    assert said in row.message
+    assert message in row.message
     assert "\n" not in row.message
 
 
@@ -156,14 +156,14 @@ def test_every_container_gives_the_same_records(tmp_path: Path) -> None:
         assert read(tmp_path / name) == expected, name
 
 
-def test_a_repeated_id_is_a_bad_row_that_says_where_it_was_first(tmp_path: Path) -> None:
+def test_a_repeated_id_is_a_bad_row_that_names_the_first_one(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(f"{json.dumps(packet())}\n{json.dumps(packet())}\n")
     first, second = read(path)
     assert isinstance(first, Record)
     assert isinstance(second, BadRow)
     assert second.reason == "duplicate_record_id"
-    assert second.where == f"{path}:2"
+    assert second.location == f"{path}:2"
     assert f"{path}:1" in second.message
 
 
@@ -187,10 +187,10 @@ def test_inputs_change_with_the_content_of_any_file(tmp_path: Path) -> None:
     assert build_source(config).inputs() != before
 
 
-def test_a_missing_empty_or_broken_file_is_an_error_of_the_user(tmp_path: Path) -> None:
+def test_a_missing_empty_or_broken_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere\.json"):
         build_source(Phenopackets(uri=str(tmp_path / "nowhere.json")))
-    with pytest.raises(UserError, match="holds no file ending in"):
+    with pytest.raises(UserError, match="no file ending in"):
         build_source(Phenopackets(uri=str(tmp_path)))
     for name in ("x.jsonl.gz", "x.zip"):
         (tmp_path / name).write_bytes(b"neither gzip nor zip")
@@ -200,9 +200,9 @@ def test_a_missing_empty_or_broken_file_is_an_error_of_the_user(tmp_path: Path) 
 
 def test_the_shared_cases_are_read_and_counted() -> None:
     root = Path(__file__).parents[2]
-    path = next((place / SHARED for place in (root, root.parent) if (place / SHARED).exists()), None)
+    path = next((folder / SHARED for folder in (root, root.parent) if (folder / SHARED).exists()), None)
     if path is None:
-        pytest.skip(f"no {SHARED} beside or inside the checkout")
+        pytest.skip(f"no {SHARED} in or next to the checkout")
     rows = read(path)
     assert Counter(row.reason if isinstance(row, BadRow) else "ok" for row in rows) == {"ok": 8077, "no_phenotypes": 2}
     records = [row for row in rows if isinstance(row, Record)]

@@ -1,4 +1,4 @@
-"""Records from small Parquet, JSONL and CSV files."""
+"""Records of small Parquet, JSONL and CSV files."""
 
 from __future__ import annotations
 
@@ -84,16 +84,18 @@ def test_without_a_group_each_record_is_its_own(tmp_path: Path) -> None:
 def test_a_group_is_found_in_its_column(tmp_path: Path) -> None:
     rows = [{"slide": name, "text": "x"} for name in ("TCGA-44-01A", "TCGA-44-02B", "C3L-1", "GTEX-55-01A")]
     path = write_jsonl(tmp_path / "x.jsonl", *rows)
-    settings = Table(uri=str(path), columns={"record_id": "slide", "group_id": "slide"}, group=r"^(?:TCGA|GTEX)-(\d\d)")
+    settings = Table(
+        uri=str(path), columns={"record_id": "slide", "group_id": "slide"}, group_pattern=r"^(?:TCGA|GTEX)-(\d\d)"
+    )
     first, second, bad, last = build_source(settings).read()
     assert [row.group_id for row in (first, second, last) if isinstance(row, Record)] == ["44", "44", "55"]
     assert isinstance(bad, BadRow)
-    assert (bad.reason, bad.where) == ("no_group", f"{path}:3")
+    assert (bad.reason, bad.location) == ("no_group", f"{path}:3")
     assert bad.message.endswith("finds no group in 'C3L-1'")
 
 
 @pytest.mark.parametrize(
-    ("row", "reason", "said"),
+    ("row", "reason", "message"),
     [
         ("{", "not_json", "not JSON"),
         ("[]", "not_json", "list"),
@@ -107,14 +109,14 @@ def test_a_group_is_found_in_its_column(tmp_path: Path) -> None:
         ({"record_id": "first", "text": "x"}, "duplicate_record_id", r"'first' was already used at .*:1"),
     ],
 )
-def test_an_unusable_row_is_told_with_its_number_and_reason(tmp_path: Path, row: Any, reason: str, said: str) -> None:
+def test_an_invalid_row_has_its_location_and_reason(tmp_path: Path, row: Any, reason: str, message: str) -> None:
     path = write_jsonl(tmp_path / "x.jsonl", {"record_id": "first", "text": "x"}, row, {"record_id": "z", "text": "x"})
     _, bad, last = read(path)
     assert isinstance(last, Record)
     assert isinstance(bad, BadRow)
-    assert (bad.reason, bad.where) == (reason, f"{path}:2")
+    assert (bad.reason, bad.location) == (reason, f"{path}:2")
     assert bad.message.startswith(f"{path}:2: ")
-    assert re.search(said, bad.message), bad.message
+    assert re.search(message, bad.message), bad.message
 
 
 def test_a_csv_row_with_cells_missing_is_a_bad_row(tmp_path: Path) -> None:
@@ -123,16 +125,16 @@ def test_a_csv_row_with_cells_missing_is_a_bad_row(tmp_path: Path) -> None:
     rows = read(path)
     assert [row.reason if isinstance(row, BadRow) else row.record_id for row in rows] == ["a", "wrong_columns", "c"]
     assert isinstance(rows[1], BadRow)
-    assert rows[1].where == f"{path}:3"
+    assert rows[1].location == f"{path}:3"
 
 
-def test_a_mapped_column_that_is_not_there_is_an_error_of_the_user(tmp_path: Path) -> None:
+def test_a_missing_mapped_column_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("record_id,text\na,b\n")
     with pytest.raises(UserError, match="no column 'omim'; found record_id, text"):
         read(tmp_path / "x.csv", {"label_id": "omim"})
 
 
-def test_missing_unreadable_and_unknown_files_are_errors_of_the_user(tmp_path: Path) -> None:
+def test_missing_unreadable_and_unknown_files_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "none.csv")
     with pytest.raises(UserError, match="expected a name ending in"):
@@ -154,7 +156,7 @@ def image_uris(path: Path, **settings: Any) -> list[str | None]:
     return [row.image_uri for row in rows if isinstance(row, Record)]
 
 
-def test_an_image_lies_where_the_setting_says_or_beside_the_table(
+def test_images_are_in_the_configured_location_or_next_to_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "images", "a.jpg")
@@ -181,10 +183,10 @@ def test_an_image_outside_the_folder_is_a_bad_row(tmp_path: Path, value: str) ->
     )
 
 
-def test_images_that_are_all_missing_are_told_at_once_and_one_that_is_there_will_do(tmp_path: Path) -> None:
+def test_the_first_images_must_not_all_be_missing(tmp_path: Path) -> None:
     rows = [{"record_id": str(number), "image_uri": f"{number}.png"} for number in range(20)]
     path = write_jsonl(tmp_path / "x.jsonl", *rows)
-    expected = rf"x\.jsonl: image_uri: none of the first 8 images is there, such as {tmp_path}/0\.png$"
+    expected = rf"x\.jsonl: image_uri: none of the first 8 images exists, for example {tmp_path}/0\.png$"
     with pytest.raises(UserError, match=expected):
         read(path)
     write_images(tmp_path, "7.png")
@@ -194,7 +196,9 @@ def test_images_that_are_all_missing_are_told_at_once_and_one_that_is_there_will
         read(path)
 
 
-def test_images_in_the_cells_of_a_table_are_named_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_the_cells_of_a_table_are_referred_to_and_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contents = [picture(20 + number, 20) for number in range(5)]
     structs = [{"bytes": content, "path": "x.png"} for content in contents]
     holes = [contents[0], None, *contents[2:]]
@@ -209,12 +213,14 @@ def test_images_in_the_cells_of_a_table_are_named_and_not_read(tmp_path: Path, m
         for uri, content in zip(uris, contents, strict=True):
             expected = decode_image(content, Frame(size=16), "x")
             assert np.array_equal(read_image(str(uri), Frame(size=16)), expected)
-    there = [uri is not None for uri in image_uris(path, columns={"image": "holes"})]
-    assert there == [True, False, True, True, True]
-    there = [uri is not None for uri in image_uris(path, columns={"image": "struct holes"})]
-    assert there == [True, True, True, False, False]
-    monkeypatch.setattr(module, "MOST_BYTES", 100)
-    with pytest.raises(UserError, match=r"column 'cell': row group 0 holds [\d,]+ bytes of images, at most 100;"):
+    has_image = [uri is not None for uri in image_uris(path, columns={"image": "holes"})]
+    assert has_image == [True, False, True, True, True]
+    has_image = [uri is not None for uri in image_uris(path, columns={"image": "struct holes"})]
+    assert has_image == [True, True, True, False, False]
+    monkeypatch.setattr(module, "MAX_ROW_GROUP_BYTES", 100)
+    with pytest.raises(
+        UserError, match=r"column 'cell': row group 0 contains [\d,]+ bytes of images, the maximum is 100;"
+    ):
         read(path, {"image": "cell"})
 
 
@@ -225,13 +231,13 @@ def tensors() -> pa.Array:
 
 
 class Trap:
-    """Leaves a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     def __reduce__(self) -> Any:
-        return open, (self.place, "w")
+        return open, (self.path, "w")
 
 
 def objects(trap: str = "/nowhere") -> pa.Array:
@@ -241,7 +247,7 @@ def objects(trap: str = "/nowhere") -> pa.Array:
 
 
 @pytest.mark.parametrize(
-    ("column", "values", "said"),
+    ("column", "values", "message"),
     [
         ("text", tensors, r"column 'text': its type is the extension 'ray\.data\.arrow_tensor"),
         ("unused", objects, r"column 'unused': its type is the extension 'ray\.data\.arrow_pickled_object'"),
@@ -254,13 +260,13 @@ def objects(trap: str = "/nowhere") -> pa.Array:
         ("image", lambda: pa.array([{"bytes": "x"}] * 2), "column 'image': expected images as binary or .* got struct"),
     ],
 )  # fmt: skip
-def test_a_column_that_is_not_plain_is_refused_before_a_row_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, values: Any, said: str
+def test_a_column_of_another_type_is_refused_before_a_row_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, values: Any, message: str
 ) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"record_id": ["a", "b"], column: values()}), path)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("a row was read"))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read(path, {"image": "image"} if column == "image" else {})
 
 
@@ -275,7 +281,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_an_extension_that_this_process_does_not_know_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_an_unregistered_extension_type_is_refused_by_its_name(tmp_path: Path) -> None:
     field = pa.field("odd", pa.int64(), metadata={"ARROW:extension:name": "somebody.else"})
     inner = pa.field("fields", pa.struct([field]))
     for column in (field, inner):
@@ -290,17 +296,17 @@ def test_an_extension_that_this_process_does_not_know_is_refused_by_its_name(tmp
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"uri": "x.csv", "columns": {"image": "i"}}, "only a .parquet file holds images"),
-        ({"uri": "x.parquet", "columns": {"image": "i", "image_uri": "u"}}, "the images lie in the table, yet"),
-        ({"uri": "x.parquet", "columns": {"image": "i"}, "images": "d"}, "the images lie in the table, yet"),
-        ({"uri": "x.csv", "group": "("}, r"group: '\(' is no regular expression"),
+        ({"uri": "x.csv", "columns": {"image": "i"}}, "only a .parquet file can contain images"),
+        ({"uri": "x.parquet", "columns": {"image": "i", "image_uri": "u"}}, "the table contains the images, so"),
+        ({"uri": "x.parquet", "columns": {"image": "i"}, "images": "d"}, "the table contains the images, so"),
+        ({"uri": "x.csv", "group_pattern": "("}, r"group_pattern: '\(' is not a regular expression"),
     ],
 )
-def test_settings_that_contradict_themselves_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_contradictory_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         from_data(Table, {"kind": "table", **settings})
 
 
-def test_a_column_for_no_field_is_refused_when_the_config_is_read() -> None:
-    with pytest.raises(UserError, match="'colour' is no field of a record"):
+def test_a_mapping_of_an_unknown_field_is_refused_when_the_config_is_read() -> None:
+    with pytest.raises(UserError, match="'colour' is not a field of a record"):
         from_data(Table, {"kind": "table", "uri": "x.csv", "columns": {"colour": "c"}})

@@ -1,4 +1,4 @@
-"""Pictures of tissue cut into tiles and crops, with what is measured of their nuclei."""
+"""Tiles and crops of histology images, with the measurements of their nuclei."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 from mint_ray.config.loader import UserError, from_data
 from mint_ray.images import decode_whole
 from mint_ray.records import Record
-from mint_ray.sources import BadRow, Illustrator, build_source
+from mint_ray.sources import BadRow, ImageSource, build_source
 from mint_ray.sources.config import Tiles
-from tests.sources.pictures import aperio, ellipses, png
+from tests.sources.histology import aperio, ellipses, png
 
 CENTRES = [(20.0, 20.0), (20.0, 70.0), (70.0, 70.0)]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures of 100 x 120 pixels, one with a mask and one with contours, and the table that names them."""
+    """Write two images of 100 x 120 pixels, one with a mask and one with contours, and the table that names them."""
     draw = np.random.default_rng(0)
     for name in ("images", "masks", "xml"):
         (tmp_path / name).mkdir()
@@ -37,17 +37,17 @@ def folder(tmp_path: Path) -> Path:
 
 def tiles(folder: Path, **settings: Any) -> Any:
     columns = {"record_id": "image", "group_id": "image", "label_id": "organ", "image_uri": "image"}
-    table = {"kind": "table", "uri": f"{folder}/images.csv", "images": f"{folder}/images/{{}}.png", "group": "^..",
+    table = {"kind": "table", "uri": f"{folder}/images.csv", "images": f"{folder}/images/{{}}.png", "group_pattern": "^..",
              "columns": columns | {"fields.stain": "stain"}}  # fmt: skip
     outlines = {"masks": f"{folder}/masks/{{}}.png", "contours": f"{folder}/xml/{{}}.xml.gz"}
-    return build_source(from_data(Tiles, {"kind": "tiles", "pictures": table, "size": 50} | outlines | settings))
+    return build_source(from_data(Tiles, {"kind": "tiles", "images": table, "tile_size": 50} | outlines | settings))
 
 
 def records(source: Any) -> list[Record]:
     return [row for row in source.read() if isinstance(row, Record)]
 
 
-def test_tiles_stand_side_by_side_and_have_what_their_picture_has(folder: Path) -> None:
+def test_tiles_are_adjacent_and_inherit_from_their_image(folder: Path) -> None:
     rows = records(tiles(folder))
     assert [row.record_id for row in rows[:4]] == [f"P1-a_{y:05d}_{x:05d}" for y in (0, 50) for x in (0, 50)]
     assert len(rows) == 8
@@ -69,19 +69,19 @@ def test_without_masks_or_contours_nothing_is_measured(folder: Path) -> None:
     assert {tuple(row.fields) for row in records(tiles(folder, masks=None, contours=None))} == {("stain",)}
 
 
-def test_a_tile_is_drawn_as_its_part_of_the_picture(folder: Path) -> None:
+def test_a_tile_has_the_pixels_of_its_part_of_the_image(folder: Path) -> None:
     source = tiles(folder)
-    assert isinstance(source, Illustrator)
+    assert isinstance(source, ImageSource)
     whole = np.asarray(Image.open(folder / "images" / "P1-a.png"))
     for row in records(source)[:4]:
         top, left = map(int, row.record_id.split("_")[1:])
-        pixels = decode_whole(source.draw(row), "x", 10**6, 10**6)
+        pixels = decode_whole(source.image_bytes(row), "x", 10**6, 10**6)
         assert np.array_equal(pixels, whole[top : top + 50, left : left + 50])
 
 
-def test_a_crop_has_a_nucleus_in_its_middle(folder: Path) -> None:
-    rows = records(tiles(folder, cut="nuclei", size=24))
-    # half of 24 above and left of each centre, and as often as there are nuclei
+def test_a_crop_has_a_nucleus_in_its_centre(folder: Path) -> None:
+    rows = records(tiles(folder, tiling="nuclei", tile_size=24))
+    # one crop per nucleus, from half of 24 above and left of its centre
     assert [row.record_id for row in rows] == [
         *(f"P1-a_{int(y) - 12:05d}_{int(x) - 12:05d}" for y, x in CENTRES), "P2-b_00052_00052",
     ]  # fmt: skip
@@ -89,15 +89,15 @@ def test_a_crop_has_a_nucleus_in_its_middle(folder: Path) -> None:
 
 
 def test_a_nucleus_too_near_the_edge_has_no_crop(folder: Path) -> None:
-    assert [row.record_id for row in records(tiles(folder, cut="nuclei", size=50))] == [
+    assert [row.record_id for row in records(tiles(folder, tiling="nuclei", tile_size=50))] == [
         "P1-a_00045_00045", "P2-b_00040_00040",
     ]  # fmt: skip
 
 
-def test_of_many_tiles_some_are_drawn_always_the_same(folder: Path) -> None:
-    some = [row.record_id for row in records(tiles(folder, most=2))]
+def test_a_random_sample_of_tiles_is_repeatable(folder: Path) -> None:
+    some = [row.record_id for row in records(tiles(folder, max_tiles_per_image=2))]
     assert len(some) == 4
-    assert some == [row.record_id for row in records(tiles(folder, most=2))]
+    assert some == [row.record_id for row in records(tiles(folder, max_tiles_per_image=2))]
     assert set(some) < {row.record_id for row in records(tiles(folder))}
 
 
@@ -112,9 +112,7 @@ def test_of_many_tiles_some_are_drawn_always_the_same(folder: Path) -> None:
         ("images/P2-b.png", png(np.zeros((40, 90, 3), np.uint8)), "image_too_small"),
     ],
 )
-def test_a_picture_that_cannot_be_cut_is_a_bad_row_with_its_reason(
-    folder: Path, name: str, content: bytes, reason: str
-) -> None:
+def test_an_invalid_image_is_a_bad_row_with_its_reason(folder: Path, name: str, content: bytes, reason: str) -> None:
     (folder / name).write_bytes(content)
     rows = list(tiles(folder).read())
     [bad] = [row for row in rows if isinstance(row, BadRow)]
@@ -123,7 +121,7 @@ def test_a_picture_that_cannot_be_cut_is_a_bad_row_with_its_reason(
     assert len(rows) == 5
 
 
-def test_a_picture_without_outlines_is_a_bad_row(folder: Path) -> None:
+def test_an_image_without_mask_and_contours_is_a_bad_row(folder: Path) -> None:
     (folder / "masks" / "P1-a.png").unlink()
     (folder / "masks" / "other.png").write_bytes(b"")
     [bad] = [row for row in tiles(folder).read() if isinstance(row, BadRow)]
@@ -140,12 +138,12 @@ def test_its_identity_changes_with_a_mask(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 0}, "size must be positive"),
-        ({"most": 0}, "most must be positive"),
+        ({"tile_size": 0}, "tile_size must be positive"),
+        ({"max_tiles_per_image": 0}, "max_tiles_per_image must be positive"),
         ({"masks": "x/y.png"}, r"masks: expected one \{\}"),
-        ({"cut": "nuclei", "masks": None, "contours": None}, "must say where they are"),
+        ({"tiling": "nuclei", "masks": None, "contours": None}, "needs masks or contours"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(folder: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(folder: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiles(folder, **settings)

@@ -1,4 +1,4 @@
-"""Made-up pictures of tissue: folds as PanNuke publishes them, and pictures with outlined nuclei."""
+"""Synthetic histology images: folds as PanNuke publishes them, and images with outlined nuclei."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image
 
 
 def colour_of(tissue: str) -> NDArray[np.float64]:
-    """Each tissue has one of its own."""
+    """Return the mean colour of a tissue."""
     return np.random.default_rng(list(tissue.encode())).uniform(40, 215, 3)
 
 
 def save_fold(
     folder: Path, tissues: Sequence[str], *, size: int = 256, nuclei: Sequence[int] | None = None
 ) -> NDArray[np.float64]:
-    """`images/foldN/images.npy` and the other two arrays, as the archive of `foldN` (the folder's name) has them.
+    """Write `images/foldN/images.npy` and the other two arrays, as in the archive of `foldN` (the folder's name).
 
     Patch i has `nuclei[i]` nuclei of 4 x 6 pixels, the first one neoplastic and the others inflammatory. Returns the
     patches.
@@ -42,7 +42,7 @@ def save_fold(
 
 
 def ellipses(height: int, width: int, centres: Sequence[tuple[float, float]], axes: tuple[float, float]) -> NDArray:
-    """Filled ellipses numbered from 1, `axes` their half axes down and right."""
+    """Return filled ellipses numbered from 1; `axes` are their vertical and horizontal half axes."""
     row, column = np.mgrid[:height, :width]
     drawn = np.zeros((height, width), dtype=np.uint16)
     for number, (y, x) in enumerate(centres, start=1):
@@ -58,7 +58,7 @@ def png(array: NDArray, mode: str | None = None) -> bytes:
 
 
 def aperio(outlines: Sequence[Sequence[tuple[float, float]]]) -> bytes:
-    """Contours as ImageScope saves them, packed."""
+    """Return contours as ImageScope saves them, compressed."""
     regions = "".join(
         f'<Region Id="{number}"><Vertices>'
         + "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in outline)
