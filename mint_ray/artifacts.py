@@ -58,6 +58,24 @@ class File:
     """Rows of a Parquet file; None for any other."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PartResult:
+    """Files that a task wrote for one part, and the counts of it: all that the driver gets, and its completion record.
+
+    A stage that returns more to its driver derives a class of its own.
+    """
+
+    path: str
+    """Part of the work, as the stage names it."""
+    rows: int = 0
+    """Rows that were read."""
+    files: list[File] = dataclasses.field(default_factory=list)
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Counts for the manifest."""
+    dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows left out, by reason."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What is in an artifact, what went into it and what was left out of it."""
@@ -180,7 +198,7 @@ class Artifact:
         """
         with (
             tempfile.TemporaryDirectory(prefix="mint-ray-") as folder,
-            goodput.keep_journal(self.root, self.name) as attempt,
+            goodput.record_attempt(self.root, self.name) as attempt,
         ):
             draft = Draft(Path(folder))
             started = time.monotonic()
@@ -198,8 +216,8 @@ class Artifact:
                 versions=package_versions(),
                 git_revision=git_revision(),
             )
-            attempt.published = not self.is_complete and self._publish(draft, manifest)
-            if not attempt.published:
+            attempt.has_published = not self.is_complete and self._publish(draft, manifest)
+            if not attempt.has_published:
                 logger.info("%s: another run has published %s; going on with that", self.stage, self.name)
             if draft.placed:
                 # another run of the spec may still write there; nobody reads it any more
@@ -244,6 +262,12 @@ class Draft:
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.metrics: dict[str, Any] = {}
+
+    def add_part(self, part: PartResult) -> None:
+        """Add the files and counts of a part that a worker has written in place."""
+        self.placed += part.files
+        self.counts.update(part.counts)
+        self.dropped.update(part.dropped)
 
     def write_rows(
         self,

@@ -1,12 +1,12 @@
-"""What a run rented, what of it became bytes of its artifacts, and where the rest went.
+"""Resource accounting: allocated, productive, lost and idle seconds of every attempt at an artifact.
 
-Every attempt at an artifact leaves a small journal, `journal/{artifact}/{attempt}.json` below the root, written when it
-ends and every few seconds before: of an attempt whose driver dies, the time up to then is not forgotten. It holds what
-the attempt's workers told of themselves; times are seconds since 1970, on the clock of whoever told them.
+Every attempt leaves a small journal, `journal/{artifact}/{attempt}.json` below the root. It is written when the attempt
+ends and every few seconds before that, so that the time of an attempt whose driver dies is counted too. It holds what
+the workers of the attempt reported. Times are seconds since 1970, on the clock of the machine that reports them.
 
-Counted is what workers reserve while they hold it: not the driver, not machines that nobody holds. A task that dies
-with its worker tells nothing, and is not seen; an actor that is lost is, from what it told last until another stood in
-its place.
+Counted are the resources that workers reserve, as long as they have them, not the driver or nodes without a worker.
+A task that dies with its worker reports nothing and is not counted. An actor that is lost is counted from its last
+report to the start of its replacement.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextvars
 import dataclasses
 import json
 import logging
+import os
 import threading
 import time
 import uuid
@@ -22,112 +23,121 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray.config.loader import UserError, dump, from_data, one_line
 
 logger = logging.getLogger("mint_ray")
 
 JOURNAL = "journal"
-BEAT_SECONDS = 15.0
-"""An attempt that is cut off is short of so much at most."""
+WRITE_INTERVAL_SECONDS = 15.0
+"""Time between two writes of a journal; an attempt that is killed loses at most this much of its account."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Lease:
-    """What one worker has told of itself, in seconds; of tasks, all of them together."""
+class WorkerUsage:
+    """Seconds that one worker reported; for tasks, those of all tasks together."""
 
-    since: float
-    """When it began to hold what it was given."""
-    seen: float
-    """When it told last."""
+    started_at: float
+    """Time at which its resources were allocated."""
+    reported_at: float
+    """Time of its last report."""
     startup: float = 0.0
-    work: float = 0.0
-    redone: float = 0.0
-    """Work that was done before, by a worker or attempt that was lost."""
-    until: float | None = None
-    """When it was known to be lost."""
+    productive: float = 0.0
+    lost: float = 0.0
+    """Seconds spent on work that an earlier worker or attempt had done before it failed."""
+    lost_at: float | None = None
+    """Time at which the worker was known to have failed."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Pool:
-    """Workers that were asked for together."""
+class WorkerPool:
+    """Workers that were requested together."""
 
     cpus: float
-    """Of each, and `gpus` likewise."""
+    """CPUs per worker."""
     gpus: float
-    most: int | None
-    """At a time; None for tasks, which hold nothing between what they tell."""
-    keeps: bool
-    """Whether what they have told is done for good, although the attempt be cut off."""
-    asked: float
-    until: float | None = None
-    """When they were given back; None where nobody lived to tell."""
-    reached: int = 0
-    """Of a training: the last step."""
-    leases: dict[str, Lease] = dataclasses.field(default_factory=dict)
+    """GPUs per worker."""
+    max_workers: int | None
+    """Maximum number of workers at a time; None for tasks, which have no resources allocated between two reports."""
+    is_durable: bool
+    """Whether completed work is kept if the attempt is interrupted."""
+    requested_at: float
+    released_at: float | None = None
+    """Time at which the resources were released; None if the attempt crashed before reporting it."""
+    max_step: int = 0
+    """Last training step that was reached; 0 for workers that do not train."""
+    workers: dict[str, WorkerUsage] = dataclasses.field(default_factory=dict)
 
-    def tell(
-        self, worker: str, *, since: float, at: float, startup: float = 0.0, work: float = 0.0, redone: float = 0.0
+    def report(
+        self,
+        worker: str,
+        *,
+        started_at: float,
+        at: float,
+        startup: float = 0.0,
+        productive: float = 0.0,
+        lost: float = 0.0,
     ) -> None:
-        """Add what a worker, held `since` then, has done up to `at`."""
+        """Add the seconds that a worker has spent up to the time `at`."""
         with _LOCK:
-            lease = self.leases.setdefault(worker, Lease(since=since, seen=at))
-            lease.since, lease.seen = min(lease.since, since), max(lease.seen, at)
-            lease.startup += startup
-            lease.work += work
-            lease.redone += redone
+            usage = self.workers.setdefault(worker, WorkerUsage(started_at=started_at, reported_at=at))
+            usage.started_at = min(usage.started_at, started_at)
+            usage.reported_at = max(usage.reported_at, at)
+            usage.startup += startup
+            usage.productive += productive
+            usage.lost += lost
 
-    def lose(self, worker: str, at: float) -> None:
-        """Say that a worker is gone."""
+    def mark_lost(self, worker: str, at: float) -> None:
+        """Record that a worker has failed."""
         with _LOCK:
-            self.leases[worker].until = at
+            self.workers[worker].lost_at = at
 
 
 @dataclasses.dataclass(kw_only=True)
 class Attempt:
-    """One process that set about an artifact."""
+    """One process's work on an artifact."""
 
-    started: float
-    seen: float
-    """When its journal was written last."""
-    ended: bool = False
-    """Whether it came to an end of its own, good or bad."""
-    published: bool = False
-    """Whether it is the one that published the artifact."""
-    pools: list[Pool] = dataclasses.field(default_factory=list)
-    within: list[str] = dataclasses.field(default_factory=list)
-    """Artifacts that were made on the way."""
+    started_at: float
+    updated_at: float
+    """Time at which the journal was last written."""
+    is_finished: bool = False
+    """Whether the attempt ended by itself, successfully or with an error."""
+    has_published: bool = False
+    """Whether this attempt published the artifact."""
+    pools: list[WorkerPool] = dataclasses.field(default_factory=list)
+    nested: list[str] = dataclasses.field(default_factory=list)
+    """Artifacts that were made during this attempt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Amount:
-    """What was held, times how long."""
+class ResourceSeconds:
+    """Number of CPUs and GPUs times the seconds for which they were allocated."""
 
     cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
 
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(
+    def __add__(self, other: ResourceSeconds) -> ResourceSeconds:
+        return ResourceSeconds(
             cpu_seconds=self.cpu_seconds + other.cpu_seconds, gpu_seconds=self.gpu_seconds + other.gpu_seconds
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """What an artifact has cost, over all attempts at it; `rented` is the sum of the four behind it."""
+    """Cost of an artifact over all attempts; `allocated` is the sum of the four fields after it."""
 
     attempts: int = 0
     wall_seconds: float = 0.0
-    waited_seconds: float = 0.0
-    """Of the wall clock: workers were asked for and none was there."""
-    rented: Amount = Amount()
-    startup: Amount = Amount()
-    """Starting processes and loading models, up to the first work."""
-    work: Amount = Amount()
-    """What ended in the artifact."""
-    redone: Amount = Amount()
-    """What was lost with a worker or an attempt."""
-    idle: Amount = Amount()
-    """Held without work: for lack of input, for the others, for the driver, and to save a student at the end."""
+    waiting_seconds: float = 0.0
+    """Wall clock between a request for workers and the start of the first one."""
+    allocated: ResourceSeconds = ResourceSeconds()
+    startup: ResourceSeconds = ResourceSeconds()
+    """Time to start processes and load models, up to the first work."""
+    productive: ResourceSeconds = ResourceSeconds()
+    """Time whose work ended in the artifact."""
+    lost: ResourceSeconds = ResourceSeconds()
+    """Time whose work was lost with a worker or an attempt, or repeated after that."""
+    idle: ResourceSeconds = ResourceSeconds()
+    """Time without work: waiting for input, for other workers, for the driver, or for the last checkpoint."""
 
     def __add__(self, other: Goodput) -> Goodput:
         both = {
@@ -136,142 +146,161 @@ class Goodput:
         return Goodput(**both)
 
 
-def weigh(attempts: Sequence[Attempt]) -> Goodput:
-    """Add up what attempts at one artifact tell."""
+def sum_attempts(attempts: Sequence[Attempt]) -> Goodput:
+    """Return the cost of several attempts at one artifact."""
     total = Goodput()
     for attempt in attempts:
-        total += Goodput(attempts=1, wall_seconds=attempt.seen - attempt.started)
+        total += Goodput(attempts=1, wall_seconds=attempt.updated_at - attempt.started_at)
         for pool in attempt.pools:
-            total += _weigh_pool(pool, attempt)
+            total += _pool_goodput(pool, attempt)
     return total
 
 
 def measure_goodput(root: str, artifact: str) -> Goodput:
-    """What the artifact of that name has cost so far, with those that were made on the way to it."""
+    """Return the cost so far of the artifact with that name, including artifacts made during its attempts."""
     attempts = read_attempts(root, artifact)
-    total = weigh(attempts)
-    for name in sorted({name for attempt in attempts for name in attempt.within}):
-        # its wall clock is part of that of the attempt around it
-        total += dataclasses.replace(weigh(read_attempts(root, name)), attempts=0, wall_seconds=0.0)
+    total = sum_attempts(attempts)
+    for name in sorted({name for attempt in attempts for name in attempt.nested}):
+        # its wall clock is part of that of the enclosing attempt
+        total += dataclasses.replace(sum_attempts(read_attempts(root, name)), attempts=0, wall_seconds=0.0)
     return total
 
 
 def read_attempts(root: str, artifact: str) -> list[Attempt]:
-    """The journals of an artifact, oldest first; one that cannot be read is left out."""
+    """Return the journals of an artifact, oldest first, without those that cannot be read."""
     folder = storage.join(root, JOURNAL, artifact)
-    found = []
+    attempts = []
     for uri in storage.list_files(folder) if storage.exists(folder) else []:
         try:
-            found.append(from_data(Attempt, json.loads(storage.read_bytes(uri)), uri))
+            attempts.append(from_data(Attempt, json.loads(storage.read_bytes(uri)), uri))
         except (UserError, ValueError):
-            logger.warning("%s: cannot be read; what it tells is left out of what the run has cost", uri)
-    return sorted(found, key=lambda attempt: attempt.started)
+            logger.warning("%s: cannot be read; the cost of this attempt is not counted", uri)
+    return sorted(attempts, key=lambda attempt: attempt.started_at)
 
 
 class Journal:
-    """Keeps the journal of an attempt while it runs."""
+    """The journal of one running attempt."""
 
     def __init__(self, root: str, artifact: str) -> None:
         self.root, self.artifact = root, artifact
         self.uri = storage.join(root, JOURNAL, artifact, f"{uuid.uuid4().hex[:12]}.json")
-        self.attempt = Attempt(started=time.time(), seen=time.time())
-        self.over = threading.Event()
+        self.attempt = Attempt(started_at=time.time(), updated_at=time.time())
+        self.ended = threading.Event()
 
     def write(self) -> None:
-        """Write what is known now. A store that fails costs a figure, never the run."""
+        """Write the journal. Failing storage is logged and never ends the run."""
         with _LOCK:
-            self.attempt.seen = time.time()
+            self.attempt.updated_at = time.time()
             content = json.dumps(dump(self.attempt)).encode()
         try:
             storage.write_bytes(self.uri, content)
         except Exception as error:
-            logger.warning("%s: cannot be written (%s)", self.uri, " ".join(str(error).split()))
+            logger.warning("%s: cannot be written (%s)", self.uri, one_line(error))
 
-    def beat(self) -> None:
-        """Write again and again until it is over."""
-        while not self.over.wait(BEAT_SECONDS):
+    def write_periodically(self) -> None:
+        """Write the journal every few seconds until the attempt has ended."""
+        while not self.ended.wait(WRITE_INTERVAL_SECONDS):
             self.write()
 
 
 @contextmanager
-def keep_journal(root: str, artifact: str) -> Iterator[Attempt]:
-    """The attempt at an artifact that the block is; who publishes says so in it."""
-    journal, around = Journal(root, artifact), _open.get()
-    if around is not None:
-        around.attempt.within.append(artifact)
-    token = _open.set(journal)
-    thread = threading.Thread(target=journal.beat, daemon=True)
+def record_attempt(root: str, artifact: str) -> Iterator[Attempt]:
+    """Record the block as an attempt at an artifact. The block sets `has_published` if it publishes the artifact."""
+    journal, enclosing = Journal(root, artifact), _current.get()
+    if enclosing is not None:
+        enclosing.attempt.nested.append(artifact)
+    token = _current.set(journal)
+    thread = threading.Thread(target=journal.write_periodically, daemon=True)
     thread.start()
     try:
         yield journal.attempt
     finally:
-        _open.reset(token)
-        journal.over.set()
+        _current.reset(token)
+        journal.ended.set()
         thread.join()
-        journal.attempt.ended = True
+        journal.attempt.is_finished = True
         journal.write()
 
 
 @contextmanager
-def ask(cpus: float, gpus: float, *, most: int | None, keeps: bool) -> Iterator[Pool]:
-    """Workers of the attempt that is going on in this thread, from when they are asked for until they are given up."""
-    pool = Pool(cpus=cpus, gpus=gpus, most=most, keeps=keeps, asked=time.time())
-    journal = _open.get()
+def record_pool(cpus: float, gpus: float, *, max_workers: int | None, is_durable: bool) -> Iterator[WorkerPool]:
+    """Record a pool of workers, requested now and released at the end of the block, in this thread's attempt."""
+    pool = WorkerPool(cpus=cpus, gpus=gpus, max_workers=max_workers, is_durable=is_durable, requested_at=time.time())
+    journal = _current.get()
     if journal is not None:
         with _LOCK:
             journal.attempt.pools.append(pool)
     try:
         yield pool
     finally:
-        pool.until = time.time()
+        pool.released_at = time.time()
 
 
-def steps_reached() -> int:
-    """How far the training of the attempt that is going on came in those before it."""
-    journal = _open.get()
+def last_step_of_earlier_attempts() -> int:
+    """Return the last training step that earlier attempts at this thread's artifact reached; 0 without any."""
+    journal = _current.get()
     attempts = read_attempts(journal.root, journal.artifact) if journal is not None else []
-    return max((pool.reached for attempt in attempts for pool in attempt.pools), default=0)
+    return max((pool.max_step for attempt in attempts for pool in attempt.pools), default=0)
+
+
+def process_started_at() -> float:
+    """Return the time at which this process was started; 0 if the system does not say."""
+    try:
+        with open("/proc/self/stat", encoding="utf-8") as stat, open("/proc/uptime", encoding="utf-8") as uptime:
+            # the fields after the name, which is in parentheses and can contain anything
+            ticks = int(stat.read().rpartition(")")[2].split()[19])
+            up_seconds = float(uptime.read().split()[0])
+    except OSError:
+        return 0.0
+    return time.time() - up_seconds + ticks / os.sysconf("SC_CLK_TCK")
 
 
 _LOCK = threading.Lock()
-_open: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("journal", default=None)
+_current: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("journal", default=None)
 
 
-def _weigh_pool(pool: Pool, attempt: Attempt) -> Goodput:
-    end = pool.until if pool.until is not None else attempt.seen
-    leases = _with_ends(pool, end)
-    total = Goodput(waited_seconds=max(0.0, min((lease.since for lease in leases), default=end) - pool.asked))
-    for lease in leases:
-        work, redone = lease.work, lease.redone
-        rented = lease.startup + work + redone
-        if pool.most is not None:
-            until = end if lease.until is None else lease.until
-            idle = max(0.0, until - lease.since - rented)
-            rented += idle
-            if lease.until is not None or pool.until is None:
-                # what it was at has ended nowhere
-                redone += min(idle, max(0.0, until - lease.seen))
-        if not pool.keeps and not attempt.published:
-            work, redone = 0.0, redone + work
+def _pool_goodput(pool: WorkerPool, attempt: Attempt) -> Goodput:
+    end = pool.released_at if pool.released_at is not None else attempt.updated_at
+    workers = _with_replaced_workers(pool, end)
+    first_start = min((usage.started_at for usage in workers), default=end)
+    total = Goodput(waiting_seconds=max(0.0, first_start - pool.requested_at))
+    for usage in workers:
+        productive, lost = usage.productive, usage.lost
+        allocated = usage.startup + productive + lost
+        if pool.max_workers is not None:
+            until = end if usage.lost_at is None else usage.lost_at
+            idle = max(0.0, until - usage.started_at - allocated)
+            allocated += idle
+            if usage.lost_at is not None or pool.released_at is None:
+                # the work since its last report is lost
+                lost += min(idle, max(0.0, until - usage.reported_at))
+        if not pool.is_durable and not attempt.has_published:
+            productive, lost = 0.0, lost + productive
 
-        def amount(seconds: float) -> Amount:
-            return Amount(cpu_seconds=pool.cpus * seconds, gpu_seconds=pool.gpus * seconds)
+        def amount(seconds: float) -> ResourceSeconds:
+            return ResourceSeconds(cpu_seconds=pool.cpus * seconds, gpu_seconds=pool.gpus * seconds)
 
         total += Goodput(
-            rented=amount(rented),
-            startup=amount(lease.startup),
-            work=amount(work),
-            redone=amount(redone),
-            idle=amount(rented - lease.startup - work - redone),
+            allocated=amount(allocated),
+            startup=amount(usage.startup),
+            productive=amount(productive),
+            lost=amount(lost),
+            idle=amount(allocated - usage.startup - productive - lost),
         )
     return total
 
 
-def _with_ends(pool: Pool, end: float) -> list[Lease]:
-    """The leases, those ended whose worker another has taken the place of: more were seen than there can be."""
-    leases = sorted(pool.leases.values(), key=lambda lease: lease.since)
-    held = [lease for lease in leases if lease.until is None]
-    later = held[pool.most :] if pool.most is not None else []
-    gone = sorted(held, key=lambda lease: lease.seen)[: len(later)]
-    ends = {id(lease): min(end, max(lease.seen, other.since)) for lease, other in zip(gone, later, strict=True)}
-    return [dataclasses.replace(lease, until=ends.get(id(lease), lease.until)) for lease in leases]
+def _with_replaced_workers(pool: WorkerPool, end: float) -> list[WorkerUsage]:
+    """Return the workers of a pool, with `lost_at` set for those that were replaced.
+
+    If more workers reported than can exist at a time, those that reported least recently must have been replaced.
+    """
+    workers = sorted(pool.workers.values(), key=lambda usage: usage.started_at)
+    remaining = [usage for usage in workers if usage.lost_at is None]
+    replacements = remaining[pool.max_workers :] if pool.max_workers is not None else []
+    replaced = sorted(remaining, key=lambda usage: usage.reported_at)[: len(replacements)]
+    lost_at = {
+        id(usage): min(end, max(usage.reported_at, replacement.started_at))
+        for usage, replacement in zip(replaced, replacements, strict=True)
+    }
+    return [dataclasses.replace(usage, lost_at=lost_at.get(id(usage), usage.lost_at)) for usage in workers]

@@ -1,4 +1,4 @@
-"""Tell Prometheus how a training goes, from what its trainer tells of itself."""
+"""Record the metrics of a training for Prometheus, from the callbacks of its trainer."""
 
 from __future__ import annotations
 
@@ -10,56 +10,60 @@ from transformers import TrainerCallback
 
 from mint_ray.telemetry import record_metric
 
-LOGGED = {
+LOGGED_METRICS = {
     "loss": "loss",
     "nll_loss": "nll_loss",
     "log_odds_ratio": "log_odds_ratio",
     "rewards/accuracies": "rewards_accuracies",
 }
-"""Key of the trainer's log, after `eval_` on the validation split, to the name of the measure."""
+"""Our name of each metric in the trainer's log, by its key there, without `eval_` for the validation split."""
 
 
-class Meter(TrainerCallback):
-    """For one worker of a training; behind the callbacks that save, whose time it measures."""
+class MetricsCallback(TrainerCallback):
+    """Callback of one training worker. It comes after the callbacks that save, whose time it measures."""
 
     def __init__(self, run: str) -> None:
         self.run = run
-        self.tokens = 0
-        self.saved = self.last = time.monotonic()
+        self.num_tokens = 0
+        self.saved_at = self.last_event = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # a run that goes on from a checkpoint has seen some in an earlier attempt, which told of them
-        self.tokens = int(state.num_input_tokens_seen)
-        self.saved = self.last = time.monotonic()
+        """Start the clock."""
+        # a resumed run has seen tokens in an earlier attempt, which recorded them
+        self.num_tokens = int(state.num_input_tokens_seen)
+        self.saved_at = self.last_event = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        record_metric("step_seconds", self._lap(), run=self.run)
-        record_metric("tokens_trained", int(state.num_input_tokens_seen) - self.tokens, run=self.run)
-        record_metric("checkpoint_age_seconds", self.last - self.saved, run=self.run)
-        self.tokens = int(state.num_input_tokens_seen)
+        """Record the time and the tokens of a step, and the age of the last checkpoint."""
+        record_metric("step_seconds", self._seconds_since_last_event(), run=self.run)
+        record_metric("tokens_trained", int(state.num_input_tokens_seen) - self.num_tokens, run=self.run)
+        record_metric("checkpoint_age_seconds", self.last_event - self.saved_at, run=self.run)
+        self.num_tokens = int(state.num_input_tokens_seen)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Record the metrics that the trainer logs."""
         for key, value in logs.items():
-            name = LOGGED.get(key.removeprefix("eval_"))
+            name = LOGGED_METRICS.get(key.removeprefix("eval_"))
             split = "validation" if key.startswith("eval_") else "train"
             if name == "loss" and not math.isfinite(value):
-                # as a gauge Ray drops it
+                # Ray drops such a value of a gauge
                 record_metric("nonfinite_losses", 1, run=self.run, split=split)
             elif name is not None:
                 record_metric(name, float(value), run=self.run, split=split)
         if "grad_norm" in logs:
             record_metric("grad_norm", float(logs["grad_norm"]), run=self.run)
-        self._lap()
+        self._seconds_since_last_event()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._lap()
+        """Leave the time of the validation out of that of the next step."""
+        self._seconds_since_last_event()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # the trainer saves right after a step, its log or its validation
-        record_metric("checkpoint_seconds", self._lap(), run=self.run)
-        self.saved = self.last
+        """Record the time of a checkpoint."""
+        # the trainer saves immediately after a step, its log or its validation
+        record_metric("checkpoint_seconds", self._seconds_since_last_event(), run=self.run)
+        self.saved_at = self.last_event
 
-    def _lap(self) -> float:
-        """Seconds since something of the trainer last ended."""
-        before, self.last = self.last, time.monotonic()
-        return self.last - before
+    def _seconds_since_last_event(self) -> float:
+        before, self.last_event = self.last_event, time.monotonic()
+        return self.last_event - before

@@ -1,7 +1,7 @@
-"""Run several pipelines, so many at a time, each in a task of its own that asks for no processor.
+"""Parallel runs: several pipelines at a time, each driven by a task that requests no CPU.
 
-Each stage asks for what it needs, all at once, and gives it back before the next one asks, so no pipeline ever holds
-what another waits for while it waits itself (ray#54305).
+Each stage requests its resources when it starts and releases them when it ends. A pipeline therefore never holds what
+another one waits for while it waits itself (ray#54305).
 """
 
 from __future__ import annotations
@@ -15,86 +15,85 @@ import ray
 from ray.util.queue import Queue
 
 from mint_ray.artifacts import Artifact
-from mint_ray.config.loader import UserError, dump, from_data
 from mint_ray.config.pipeline import PipelineConfig
-from mint_ray.pipeline import Done, run_pipeline
+from mint_ray.pipeline import run_pipeline
+from mint_ray.plan import Done
 from mint_ray.runtime.session import connect
 from mint_ray.runtime.train_workers import listen
 
 logger = logging.getLogger("mint_ray")
 
-DRIVER = {"memory": 2.0**20}
-"""What the driver of a pipeline asks for: something, for Ray wants a number, and nothing that a stage could miss."""
+DRIVER_RESOURCES = {"memory": 2.0**20}
+"""Resources that the driver of a pipeline requests: Ray wants some, and a megabyte is missed by no stage."""
 
 
-def run_several(
+def run_pipelines(
     configs: Mapping[str, PipelineConfig],
     last: str,
-    concurrent: int,
+    max_concurrent: int,
     *,
-    ahead: int = 0,
-    attempts: int = 1,
-    is_wanted: Callable[[str], bool] = lambda name: True,
+    num_sequential: int = 0,
+    max_attempts: int = 1,
+    is_wanted: Callable[[str], bool] | None = None,
 ) -> Iterator[tuple[str, Done | Exception]]:
-    """Name and outcome of each pipeline up to its stage `last`, as they end: its artifacts, or what it raised.
+    """Run each pipeline up to its stage `last`; yield its name and its outputs, or its error, as they complete.
 
-    The first `ahead` run before the others, one by one, in this process, as all do where `concurrent` is 1: what the
-    others share with them they find. `is_wanted` is asked before each begins; one that is not is left out.
+    Args:
+        configs: The pipelines by name.
+        last: Last stage to run.
+        max_concurrent: Maximum number of pipelines at a time; 1 runs all of them in this process.
+        num_sequential: The first pipelines to run one by one, in this process, before the others start: the others then
+            find the outputs that all share.
+        max_attempts: Maximum number of times that a failing pipeline is run.
+        is_wanted: Function that is called with a name before that pipeline starts; False skips it.
     """
-    waiting = list(configs)
-    while waiting and (concurrent == 1 or len(configs) - len(waiting) < ahead):
-        if is_wanted(name := waiting.pop(0)):
-            yield name, _outcome(partial(run_pipeline, configs[name], last), attempts)
+    waiting = [*configs]
+    while waiting and (max_concurrent == 1 or len(configs) - len(waiting) < num_sequential):
+        name = waiting.pop(0)
+        if is_wanted is None or is_wanted(name):
+            yield name, _outcome(partial(run_pipeline, configs[name], last), max_attempts)
     if not waiting:
         return
     connect()
-    # one whose machine is lost begins again in any case, and finds what is there
-    retries = {"max_retries": max(attempts - 1, 1), "retry_exceptions": attempts > 1}
-    task = ray.remote(num_cpus=0, max_calls=1, memory=DRIVER["memory"], **retries)(_run)
+    # a driver whose node fails is restarted in any case, and finds the outputs that are complete
+    retries = {"max_retries": max(max_attempts - 1, 1), "retry_exceptions": max_attempts > 1}
+    task = ray.remote(num_cpus=0, max_calls=1, memory=DRIVER_RESOURCES["memory"], **retries)(_run)
     running = dict[Any, str]()
-    with listen(_pass_on) as queue:
+    with listen(_log) as queue:
         while waiting or running:
-            while waiting and len(running) < concurrent:
-                if is_wanted(name := waiting.pop(0)):
-                    running[task.remote(name, dump(configs[name]), last, queue)] = name
+            while waiting and len(running) < max_concurrent:
+                name = waiting.pop(0)
+                if is_wanted is None or is_wanted(name):
+                    running[task.remote(name, configs[name], last, queue)] = name
             if running:
                 [ended], _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ended), _outcome(partial(ray.get, ended), 1)
 
 
-def one_line(error: BaseException) -> str:
-    """What went wrong, as it stands in a table."""
-    # what Ray carries over it wraps, and ends with advice of its own
-    inner = getattr(error, "cause", None) or (None if isinstance(error, UserError) else error.__cause__)
-    if isinstance(inner, BaseException):
-        return one_line(inner)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"
-
-
-def _outcome(run: Callable[[], Done], attempts: int) -> Done | Exception:
+def _outcome(run: Callable[[], Done], max_attempts: int) -> Done | Exception:
     try:
         return run()
     except Exception as error:
-        return _outcome(run, attempts - 1) if attempts > 1 else error
+        return _outcome(run, max_attempts - 1) if max_attempts > 1 else error
 
 
-def _run(name: str, config: dict[str, Any], last: str, queue: Queue) -> dict[str, Artifact]:
-    logger.handlers, logger.propagate = [_Teller(name, queue)], False
+def _run(name: str, config: PipelineConfig, last: str, queue: Queue) -> dict[str, Artifact]:
+    logger.handlers, logger.propagate = [_QueueHandler(name, queue)], False
     logger.setLevel(logging.INFO)
-    return run_pipeline(from_data(PipelineConfig, config), last)
+    return run_pipeline(config, last)
 
 
-class _Teller(logging.Handler):
-    """Sends what a pipeline logs to the driver, which shows it."""
+class _QueueHandler(logging.Handler):
+    """Handler that sends the log of a pipeline to the driver, which logs it."""
 
     def __init__(self, name: str, queue: Queue) -> None:
         super().__init__()
         self.pipeline, self.queue = name, queue
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
         self.queue.put((record.levelno, self.pipeline, record.getMessage()))
 
 
-def _pass_on(level: int, name: str, message: str) -> None:
+def _log(level: int, name: str, message: str) -> None:
     logger.log(level, "%s: %s", name, message)

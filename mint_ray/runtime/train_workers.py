@@ -1,4 +1,4 @@
-"""Run one function in Ray Train's workers, from its last checkpoint, and hear on the driver how far they are."""
+"""Run one function in Ray Train's workers, from its last checkpoint, and receive their messages on the driver."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ from mint_ray.artifacts import RUNS, Artifact
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import FitResources
 from mint_ray.runtime import goodput
-from mint_ray.runtime.map_parts import held_since
 from mint_ray.runtime.session import connect
 from mint_ray.trainers.config import TrainResources
 
 logger = logging.getLogger("mint_ray")
 
-BEGUN = "begun"
-"""First word of a worker's first message; behind it rank, a name of its own, and since when it holds its share."""
+STARTED = "started"
+"""First item of a worker's first message; then its rank, its name, and the time since which it has its resources."""
 
 
 def run_workers(
@@ -41,36 +40,42 @@ def run_workers(
     job: dict[str, Any],
     artifact: Artifact,
     resources: FitResources | TrainResources,
-    hear: Callable[..., None],
+    on_message: Callable[..., None],
 ) -> Any:
-    """Ray Train's result of `work({**job, "queue": queue})` in every worker; `hear(*message)` gets what they put there.
+    """Run `work({**job, "queue": queue})` in every Ray Train worker and return Ray Train's result.
 
-    A message begins with a step that grows, also over attempts: one that was reached before is work done again.
+    The driver calls `on_message(*message)` for each message that workers put into the queue. A message starts with a
+    step number that grows, also over attempts: a step that was reached before is repeated work. An interrupted run for
+    the same artifact is resumed from its last checkpoint, below `RUNS` of the artifact's root.
 
-    A run of the artifact's name that was cut off goes on from its last checkpoint, below `RUNS` of the artifact's root.
-    Raises the UserError that a worker raised, and what `hear` raised, after the work is done.
+    Raises:
+        UserError: A worker raised it.
+        Exception: `on_message` raised it; raised after the work is done.
     """
     connect()
-    # Ray Train takes in one report whenever it looks after its workers, by itself every two seconds: reports of a short
-    # run would be waited for long after its last step
+    # Ray Train collects one report per health check, by default every two seconds: a short run would wait for its
+    # reports long after its last step
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    filesystem, place = storage.resolve(storage.join(artifact.root, RUNS))
-    least_and_most = resources.num_workers if isinstance(resources.num_workers, tuple) else (resources.num_workers,)
-    held = goodput.ask(resources.cpus_per_worker, resources.gpus_per_worker, most=least_and_most[-1], keeps=True)
-    with held as pool, listen(_Account(pool, hear).hear) as queue:
+    filesystem, path = storage.resolve(storage.join(artifact.root, RUNS))
+    num_workers = resources.num_workers
+    max_workers = num_workers[-1] if isinstance(num_workers, tuple) else num_workers
+    gpus = resources.gpus_per_worker
+    with (
+        goodput.record_pool(resources.cpus_per_worker, gpus, max_workers=max_workers, is_durable=True) as pool,
+        listen(_TrainAccount(pool, on_message).receive) as queue,
+    ):
         trainer = functools.partial(
             TorchTrainer,
-            _begin(work, pool.asked),
+            _announce(work, pool.requested_at),
             train_loop_config={**job, "queue": queue},
             scaling_config=ScalingConfig(
-                num_workers=resources.num_workers,
-                use_gpu=resources.gpus_per_worker > 0,
-                resources_per_worker={"CPU": resources.cpus_per_worker}
-                | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}),
+                num_workers=num_workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
             ),
             run_config=RunConfig(
                 name=artifact.name,
-                storage_path=place,
+                storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=resources.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -79,60 +84,70 @@ def run_workers(
         return _fit(trainer, resources.max_failures)
 
 
-class _Account:
-    """Hears the workers, and keeps the account of what they hold: up to a worker's first word it starts, then it works
-    until its group's last; steps that an earlier group or run has taken are done again."""
+class _TrainAccount:
+    """Resource accounting of training workers, from their messages.
 
-    def __init__(self, pool: goodput.Pool, hear: Callable[..., None]) -> None:
-        self.pool, self.pass_on = pool, hear
-        pool.reached = goodput.steps_reached()
+    Up to the first step's message a worker starts up; after that it is productive up to its group's last message. Steps
+    that an earlier group or attempt has reached are lost work.
+    """
+
+    def __init__(self, pool: goodput.WorkerPool, on_message: Callable[..., None]) -> None:
+        self.pool, self.on_message = pool, on_message
+        pool.max_step = goodput.last_step_of_earlier_attempts()
         self.group: dict[int, tuple[str, float]] = {}
-        """By rank: workers of the group that is at work, and since when."""
+        """Name and start time of each worker of the current group, by rank."""
         self.last: tuple[int, float] | None = None
-        """The group's last step, and when it was told of."""
+        """The group's last step and the time of its message."""
 
-    def hear(self, *message: Any) -> None:
+    def receive(self, *message: Any) -> None:
+        """Account for a message and pass it on, unless it is the first one of a worker."""
         now = time.time()
-        if message[0] == BEGUN:
-            _, rank, worker, since = message
+        if message[0] == STARTED:
+            _, rank, worker, started_at = message
             if self.last is not None or rank in self.group:
+                # a new group replaces the one before
                 for lost, _ in self.group.values():
-                    self.pool.lose(lost, since)
+                    self.pool.mark_lost(lost, started_at)
                 self.group, self.last = {}, None
-            self.group[rank] = worker, since
-            self.pool.tell(worker, since=since, at=now)
+            self.group[rank] = worker, started_at
+            self.pool.report(worker, started_at=started_at, at=now)
             return
         step = int(message[0])
-        for worker, since in self.group.values():
+        for worker, started_at in self.group.values():
             if self.last is None:
-                self.pool.tell(worker, since=since, at=now, startup=now - since)
-            elif step > self.pool.reached or self.last[0] == self.pool.reached:
-                self.pool.tell(worker, since=since, at=now, work=now - self.last[1])
+                self.pool.report(worker, started_at=started_at, at=now, startup=now - started_at)
+            elif step > self.pool.max_step or self.last[0] == self.pool.max_step:
+                self.pool.report(worker, started_at=started_at, at=now, productive=now - self.last[1])
             else:
-                self.pool.tell(worker, since=since, at=now, redone=now - self.last[1])
+                self.pool.report(worker, started_at=started_at, at=now, lost=now - self.last[1])
         self.last = step, now
-        self.pool.reached = max(self.pool.reached, step)
-        self.pass_on(*message)
+        self.pool.max_step = max(self.pool.max_step, step)
+        self.on_message(*message)
 
 
-def _begin(work: Callable[[dict[str, Any]], None], asked: float) -> Callable[[dict[str, Any]], None]:
-    def begin(job: dict[str, Any]) -> None:
+def _announce(work: Callable[[dict[str, Any]], None], requested_at: float) -> Callable[[dict[str, Any]], None]:
+    """Return `work` preceded by the message that the worker has started."""
+
+    def announce_and_work(job: dict[str, Any]) -> None:
         rank = ray.train.get_context().get_world_rank()
-        job["queue"].put((BEGUN, rank, uuid.uuid4().hex, held_since(asked)))
+        # each worker is an actor with a process of its own; Ray may have started that before the request
+        process_started_at = goodput.process_started_at()
+        started_at = process_started_at if process_started_at > requested_at else time.time()
+        job["queue"].put((STARTED, rank, uuid.uuid4().hex, started_at))
         work(job)
 
-    return begin
+    return announce_and_work
 
 
 def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
     try:
         return trainer().fit()
     except ControllerError as failure:
-        # a machine that is lost while workers start on it: Ray Train gives up, although it would begin again a moment
-        # later; a trainer of the same name goes on from the last checkpoint
+        # Ray Train gives up if a node fails while workers start on it, although a restart would succeed a moment later;
+        # a trainer of the same name resumes from the last checkpoint
         if not max_failures or not isinstance(failure.controller_failure, RayActorError):
             raise
-        logger.warning("a machine was lost while workers started; beginning again from the last checkpoint")
+        logger.warning("a node failed while workers were starting; restarting from the last checkpoint")
         return _fit(trainer, max_failures - 1)
     except TrainingFailedError as failure:
         for error in getattr(failure, "worker_failures", {}).values():
@@ -145,31 +160,34 @@ def _fit(trainer: Callable[[], TorchTrainer], max_failures: int) -> Any:
 
 
 @contextmanager
-def listen(hear: Callable[..., None]) -> Iterator[Queue]:
-    """A queue whose messages a thread of the driver passes to `hear`, up to the first that it raises on."""
-    # beside the driver, so that no machine of the workers takes it along when it is lost
+def listen(on_message: Callable[..., None]) -> Iterator[Queue]:
+    """Yield a queue; a thread of the driver calls `on_message(*message)` for each message, until the first error.
+
+    The block's end waits for all messages, then raises the error that `on_message` raised, if any.
+    """
+    # on the driver's node, so that the failure of a worker's node does not end it
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue, done = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), threading.Event()
     raised: list[Exception] = []
 
-    def listen() -> None:
+    def receive() -> None:
         while True:
-            # looked at first: what was put before the end is still passed on
+            # read before the queue: what was put before the end is still delivered
             is_done = done.is_set()
             if queue.empty():
                 if is_done:
                     return
-                # not a get that times out: each would stand among Ray's failed tasks
+                # a get with a timeout would leave a failed task in Ray each time
                 done.wait(0.5)
                 continue
             message = queue.get()
             if not raised:
                 try:
-                    hear(*message)
+                    on_message(*message)
                 except Exception as error:
                     raised.append(error)
 
-    thread = threading.Thread(target=listen, daemon=True)
+    thread = threading.Thread(target=receive, daemon=True)
     thread.start()
     try:
         yield queue
