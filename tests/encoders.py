@@ -1,4 +1,4 @@
-"""Image and text encoders of two layers with random weights, saved as `from_pretrained` reads them."""
+"""Image and text encoders of two layers with random weights, saved for `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def save_tiny_vit(folder: Path) -> Path:
 
 
 def save_tiny_efficientnet(folder: Path) -> Path:
-    """A tenth as wide and deep as B0: maps of 2 x 2 and 128 channels of images of 64 pixels."""
+    """A tenth as wide and deep as B0: images of 64 pixels give feature maps of 2 x 2 with 128 channels."""
     shape = {"image_size": 64, "width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128}
     _save(folder, EfficientNetModel, EfficientNetConfig, shape)
     size = {"height": 64, "width": 64}
-    said = {"image_processor_type": "EfficientNetImageProcessor", "size": size, "include_top": False}
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | said))
+    settings = {"image_processor_type": "EfficientNetImageProcessor", "size": size, "include_top": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | settings))
     return folder
 
 
@@ -63,17 +63,17 @@ def save_tiny_vilt(folder: Path) -> Path:
 def _save(folder: Path, model: Any, config: Any, shape: dict[str, Any]) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = model(config(**shape))
+        network = model(config(**shape))
         if model is EfficientNetModel:
-            # as its layers come drawn, a few make zeros of anything: each is to make numbers of unit deviation
-            for layer in made.modules():
+            # as initialized, a few layers reduce every input to zero; here each has outputs of unit variance
+            for layer in network.modules():
                 if isinstance(layer, torch.nn.Conv2d):
                     torch.nn.init.kaiming_normal_(layer.weight)
                 if isinstance(layer, torch.nn.BatchNorm2d):
                     layer.momentum = 1.0
                     torch.nn.init.ones_(layer.weight)
-            made.train()(torch.randn(8, 3, 64, 64))
-        made.save_pretrained(folder)
+            network.train()(torch.randn(8, 3, 64, 64))
+        network.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     return folder

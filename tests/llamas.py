@@ -1,4 +1,4 @@
-"""Shapes of public Llama models, as their `config.json` on the model hub has them, and what the hub counts of each."""
+"""Configs of public Llama models, from their `config.json` on the Hub, and their numbers of parameters."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ LLAMAS: dict[str, PretrainedConfig] = {
 }  # fmt: skip
 
 PARAMETERS = {"1b": 1_235_814_400, "3b": 3_212_749_824, "8b": 8_030_261_248, "11b_vision": 10_670_220_835}
-"""Weights, as the hub counts them in the safetensors files."""
+"""Number of parameters, as the Hub counts them in the safetensors files."""

@@ -1,8 +1,9 @@
-"""One whole run of a student that is shown images and reads nothing else: pixels to report."""
+"""A whole run with a vision-language student that reads images only, from pixels to the report."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
 from mint_ray.cli import cli
 from mint_ray.config.loader import UserError, load
 from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.lineage import AnswerRequest
 from mint_ray.pipeline import run_pipeline
 from mint_ray.records import Label, Prediction, Record, TokenizedRecord, from_table
-from mint_ray.stages.evaluate import Asked, RecordsRange, StudentActor
+from mint_ray.runtime.student_actors import RecordsRange, StudentActor
 from tests.tiny import save_tiny_student
-from tests.vision_students import save_tiny_seeing
+from tests.vision_students import save_tiny_vlm
 
-COLOURS = ["red", "green", "blue"]
+COLORS = ["red", "green", "blue"]
 
 
 def write_images(folder: Path, each: int = 8) -> None:
@@ -30,28 +32,28 @@ def write_images(folder: Path, each: int = 8) -> None:
     for number in range(3 * each):
         pixels = rng.integers(0, 90, (36, 44, 3))
         pixels[..., number % 3] += 150
-        path = folder / COLOURS[number % 3] / f"{number:02d}.png"
+        path = folder / COLORS[number % 3] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
 
 
 def write_spec(folder: Path, student: Path) -> Path:
-    spec = folder / "seeing.yaml"
+    spec = folder / "spec.yaml"
     spec.write_text(f"""
 task:
   kind: image_label
-  question: Which colour is this?
+  question: Which color is this?
   names: [{{label_id: red, name: Red}}, {{label_id: green, name: Green}}, {{label_id: blue, name: Blue}}]
 prepare:
   source: {{kind: image_folder, uri: {folder / "images"}}}
   splits: {{validation: 0.2, test: 0.3}}
 fit:
-  teacher: {{kind: import, path: "tests.teachers.colours:Colours"}}
+  teacher: {{kind: import, path: "tests.teachers.color_teacher:ColorTeacher"}}
 pair: {{sampler: {{kind: hard, top: 1}}}}
 train:
   student: {{model_id: {student}, lora_rank: 2}}
   trainer: {{train_batch_size: 4, max_length: 512, max_steps: 2, logging_steps: 1}}
-  resources: {{cpus_per_worker: 1, per_device_train_batch_size: 2, row_tokens: 600}}
+  resources: {{cpus_per_worker: 1, per_device_train_batch_size: 2, max_tokens_per_row: 600}}
 evaluate:
   generation: {{max_new_tokens: 6, modes: [free, constrained, rank]}}
   resources: {{cpus_per_actor: 1, batch_size: 4}}
@@ -68,9 +70,9 @@ def config(folder: Path, student: Path, *overrides: str) -> PipelineConfig:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("seeing")
+    folder = tmp_path_factory.mktemp("vision")
     write_images(folder / "images")
-    save_tiny_seeing(folder / "student")
+    save_tiny_vlm(folder / "student")
     return folder
 
 
@@ -90,18 +92,18 @@ def test_every_stage_leaves_an_artifact_that_verifies(done: dict[str, Artifact])
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_tokens_say_where_the_image_is_and_where_it_lies(done: dict[str, Artifact], folder: Path) -> None:
+def test_tokenized_records_have_image_tokens_and_uris(done: dict[str, Artifact], folder: Path) -> None:
     rows = done["tokenize"].rows(TokenizedRecord, "train")
-    word = json.loads((folder / "student" / "config.json").read_text())["image_token_index"]
+    image_token = json.loads((folder / "student" / "config.json").read_text())["image_token_index"]
     assert rows
     for row in rows:
-        assert row.prompt_ids.count(word) == 16
+        assert row.prompt_ids.count(image_token) == 16
         assert row.image_uri == f"{folder}/images/{row.record_id}"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_language_model_and_projector_learn_and_what_sees_rests(done: dict[str, Artifact]) -> None:
+def test_language_model_and_projector_are_trained_and_the_encoder_is_frozen(done: dict[str, Artifact]) -> None:
     saved = load_file(Path(done["train"].uri) / "adapter" / "adapter_model.safetensors")
     assert any("language_model" in name for name in saved)
     assert any("multi_modal_projector" in name for name in saved)
@@ -114,64 +116,63 @@ def test_language_model_and_projector_learn_and_what_sees_rests(done: dict[str, 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_every_way_to_answer_answers_every_record(done: dict[str, Artifact]) -> None:
+def test_every_mode_answers_every_record(done: dict[str, Artifact]) -> None:
     rows = done["evaluate"].rows(Prediction, "predictions")
-    counts: dict[str, int] = {}
+    counts = Counter((row.student, row.mode) for row in rows)
     for row in rows:
-        counts[row.method] = counts.get(row.method, 0) + 1
-        if "ranked" in row.method:
-            assert sorted(row.labels) == sorted(COLOURS)
+        if row.mode == "rank" and row.student != "teacher":
+            assert sorted(row.labels) == sorted(COLORS)
             assert sum(row.scores) == pytest.approx(1.0)
-        if "constrained" in row.method:
-            assert row.labels[0] in COLOURS
+        if row.mode == "constrained":
+            assert row.labels[0] in COLORS
             assert len(row.labels) == 1
-    students = {name for name in counts if "student" in name}
-    assert len(students) == 6
+    students = {name for name in counts if name[0] != "teacher"}
+    assert students == {(student, mode) for student in ("base", "aligned") for mode in ("free", "constrained", "rank")}
     assert len(set(counts.values())) == 1
 
 
 @pytest.mark.parametrize(
     ("student", "shows", "message"),
     [
-        ("reading", "true", "reads text alone, and the task shows images"),
-        ("student", "false", "is made to see images, and the task shows none"),
+        ("text", "true", "takes no images, but the task shows them"),
+        ("student", "false", "is a vision-language model, but the task shows no images"),
     ],
 )
-def test_a_student_that_does_not_fit_the_task_is_refused(folder: Path, student: str, shows: str, message: str) -> None:
-    save_tiny_student(folder / "reading")
-    overrides = [f"task.shows_image={shows}", "task.told=[age]"]
+def test_a_student_that_does_not_fit_the_task_is_rejected(folder: Path, student: str, shows: str, message: str) -> None:
+    save_tiny_student(folder / "text")
+    overrides = [f"task.show_image={shows}", "task.visible_fields=[age]"]
     with pytest.raises(UserError, match=message):
         run_pipeline(config(folder, folder / student, *overrides), "tokenize")
 
 
-def test_the_command_line_shows_that_pixels_reach_the_student(folder: Path) -> None:
+def test_check_reports_the_effect_of_the_image(folder: Path) -> None:
     spec = write_spec(folder, folder / "student")
     done = CliRunner().invoke(cli, ["check", str(spec), "--pixels", "--root", str(folder / "out")])
     assert done.exit_code == 0, done.output
-    assert "instead of its image that of record" in done.output
-    assert "instead of its image plain grey: log-probabilities of tokens change by up to" in done.output
+    assert "image replaced by that of record" in done.output
+    assert "image replaced by plain gray: token log-probabilities change by up to" in done.output
 
 
-def test_the_command_line_says_when_they_do_not(folder: Path, tmp_path: Path) -> None:
-    student = save_tiny_seeing(tmp_path / "student", "mllama")
+def test_check_fails_if_the_image_has_no_effect(folder: Path, tmp_path: Path) -> None:
+    student = save_tiny_vlm(tmp_path / "student", "mllama")
     weights = load_file(student / "model.safetensors")
-    # gates of a cross-attention that was never opened
+    # cross-attention whose gates are closed
     closed = {name: weight * 0 if "cross_attn_" in name else weight for name, weight in weights.items()}
     save_file(closed, student / "model.safetensors", metadata={"format": "pt"})
     spec = write_spec(folder, student)
     done = CliRunner().invoke(
-        cli, ["check", str(spec), "--pixels", "--root", str(folder / "out"), "train.student.whole_parts=[]"]
+        cli, ["check", str(spec), "--pixels", "--root", str(folder / "out"), "train.student.modules_to_save=[]"]
     )
     assert done.exit_code == 1, done.output
-    assert "the pixels do not reach the student" in done.output
+    assert "the student ignores the image" in done.output
 
 
-def test_an_image_that_cannot_be_looked_at_is_not_answered_and_the_others_are(folder: Path, tmp_path: Path) -> None:
+def test_records_without_a_readable_image_are_not_answered(folder: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     settings = config(folder, folder / "student")
-    labels = [Label(label_id=colour, name=colour.title()) for colour in COLOURS]
+    labels = [Label(label_id=colour, name=colour.title()) for colour in COLORS]
     found = sorted((folder / "images").rglob("*.png"))
-    uris = [str(found[0]), str(tmp_path / "gone.png"), None, str(found[1])]
+    uris = [str(found[0]), str(tmp_path / "missing.png"), None, str(found[1])]
     records = open_artifact(str(tmp_path), "prepare", {}, {})
     with records.write() as draft:
         draft.write_rows(
@@ -183,12 +184,12 @@ def test_an_image_that_cannot_be_looked_at_is_not_answered_and_the_others_are(fo
             ],
         )
     for mode in ("free", "rank"):
-        asked = Asked(
-            student=settings.train.student, adapter=None, generation=settings.evaluate.generation, mode=mode,
-            splits=("test",), task=settings.task, length=1,
+        request = AnswerRequest(
+            student=settings.train.student, generation=settings.evaluate.generation, mode=mode, task=settings.task,
+            num_labels=1,
         )  # fmt: skip
-        artifact = open_artifact(str(tmp_path), "answer", asked.settings(), {})
-        actor = StudentActor(artifact, asked, labels, settings.evaluate.resources)
+        artifact = open_artifact(str(tmp_path), "answer", request.settings(), {})
+        actor = StudentActor(artifact, request, labels, settings.evaluate.resources)
         uri = records.file_uri(records.table_files("records")[0].path)
         made = actor.work(RecordsRange(path="answers/part.parquet", uri=uri, start=0, rows=4))
         rows = from_table(Prediction, read_part(artifact.file_uri("answers/part.parquet")))
@@ -204,9 +205,9 @@ def test_an_image_that_cannot_be_looked_at_is_not_answered_and_the_others_are(fo
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", ["null", "2", "3"])
-def test_two_workers_learn_from_images_what_one_does(ray_cluster: None, folder: Path, zero_stage: str) -> None:
+def test_two_workers_train_on_images_as_one_does(ray_cluster: None, folder: Path, zero_stage: str) -> None:
     def adapter(*overrides: str) -> dict[str, torch.Tensor]:
-        # five records a step: in the second of its two micro-batches one worker has none
+        # five records per step: in the second of two micro-batches one worker has none
         settings = config(folder, folder / "student", "train.trainer.train_batch_size=5", *overrides)
         uri = run_pipeline(settings, "train")["train"].uri
         return load_file(Path(uri) / "adapter" / "adapter_model.safetensors")

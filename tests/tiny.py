@@ -1,4 +1,4 @@
-"""A two-layer student with random weights and its own tokenizer, for tests that need a real model in a second."""
+"""A text student of two layers with random weights and its own tokenizer, which loads in a second."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The chat form of SmolLM2, without its default system turn."""
+"""The chat template of SmolLM2, without its default system message."""
 
 CORPUS = [
     "You are a genetic counsellor. Which diseases fit this case best?",
@@ -37,7 +37,7 @@ CORPUS = [
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most 400 tokens that can write any text."""
+    """Return a byte-level BPE tokenizer of at most 400 tokens, which can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,15 +86,15 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         {"head_dim": 8, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "mistral": (MistralConfig, {"head_dim": 8, "sliding_window": 4}),
-    # logits changed behind the head
+    # logits transformed after the LM head
     "granite": (GraniteConfig, {"logits_scaling": 3.0}),
     "gemma2": (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": 2.0, "attn_logit_softcapping": None}),
 }
-"""Kinds of model that differ in norms, masks, positions or head."""
+"""Model families that differ in norms, masks, positions or LM head."""
 
 
 def tiny_model(seed: int = 0, family: str = "llama", **changes: Any) -> Any:
-    """A causal model of two layers and width 32 with random weights, in float32; `changes` are to its config."""
+    """Return a causal model in float32 with two layers, hidden size 32 and random weights; `changes` apply to its config."""
     config, options = FAMILIES[family]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def tiny_model(seed: int = 0, family: str = "llama", **changes: Any) -> Any:
 
 
 def save_tiny_student(path: Path | str, seed: int = 0) -> Path:
-    """Write the tiny model and its tokenizer into the folder `path` as `from_pretrained` reads them."""
+    """Write the tiny model and its tokenizer to the folder `path`, for `from_pretrained`."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     tiny_model(seed).save_pretrained(path)

@@ -1,4 +1,4 @@
-"""Students of two layers that see, one of each family, with random weights and processors of their own; and images."""
+"""Vision-language students of two layers, one of each family, with random weights and processors; and images."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}{{ 'WORD\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}{{ 'IMAGE_TOKEN\n' }}{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}"
     "{{ '<|im_end|>' + '\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""The chat form of `tests.tiny`, for messages in parts."""
+"""The chat template of `tests.tiny`, for messages made of parts."""
 
 SIDE, PATCH = 32, 8
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -64,7 +64,7 @@ def _llava() -> tuple[Any, Any]:
         chat_template=_template("<image>"),
     )  # fmt: skip
     config = LlavaConfig(
-        # dropout, which must not be drawn where nothing learns
+        # dropout, which must stay off in a frozen tower
         vision_config=CLIPVisionConfig(**TOWER, image_size=SIDE, patch_size=PATCH, attention_dropout=0.5),
         text_config=LlamaConfig(**_text(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
@@ -74,22 +74,22 @@ def _llava() -> tuple[Any, Any]:
 
 
 def _idefics3(config: type[Any] = Idefics3Config) -> tuple[Any, Any]:
-    """Images of another shape are cut into other numbers of tiles, and take as many times the tokens of one."""
+    """An image is cut into tiles, whose number depends on its shape; each takes the same number of tokens."""
     rows = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     tokenizer = _tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *rows)
     images = Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}, **MEAN)
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=_template("<image>"))
-    made = config(
+    model_config = config(
         vision_config=TOWER | {"image_size": SIDE, "patch_size": PATCH},
         text_config=LlamaConfig(**_text(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    return made, processor
+    return model_config, processor
 
 
 class ImagesOnly(Qwen2VLProcessor):  # type: ignore[misc]
-    """Qwen's processor without the one of videos, which takes torchvision."""
+    """Qwen's processor without its video processor, which needs torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
@@ -106,17 +106,17 @@ def _qwen(config: type[Any], vision: dict[str, Any]) -> tuple[Any, Any]:
     )
     processor = ImagesOnly(images, tokenizer, chat_template=_template("<|vision_start|><|image_pad|><|vision_end|>"))
     ids = dict(zip(words, tokenizer.convert_tokens_to_ids(words), strict=True))
-    made = config(
+    model_config = config(
         vision_config=vision | {"patch_size": PATCH, "spatial_merge_size": 2, "temporal_patch_size": 2, "depth": 2},
         text_config=_text(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
     )  # fmt: skip
-    return made, processor
+    return model_config, processor
 
 
 def _gemma3() -> tuple[Any, Any]:
-    """An image's tokens see each other both ways; every second layer has a window shorter than any prompt."""
+    """Attention among an image's tokens is bidirectional; every second layer has a window shorter than any prompt."""
     tokenizer = _tokenizer("<start_of_image>", "<end_of_image>", "<image_soft_token>")
     for name, word in (("boi", "<start_of_image>"), ("eoi", "<end_of_image>"), ("image", "<image_soft_token>")):
         tokenizer._set_model_specific_special_tokens({f"{name}_token": word})
@@ -136,20 +136,20 @@ def _gemma3() -> tuple[Any, Any]:
 
 
 def _mllama() -> tuple[Any, Any]:
-    """Looks at images by cross-attention, in the second of three layers; an image has one to four tiles."""
+    """Cross-attention to images in the second of three layers; an image has one to four tiles."""
     tokenizer = _tokenizer("<|image|>", "<|python_tag|>")
     images = MllamaImageProcessor(size={"height": SIDE, "width": SIDE}, max_image_tiles=4, **MEAN)
     processor = MllamaProcessor(images, tokenizer, chat_template=_template("<|image|>"))
     sizes = _text(tokenizer, num_hidden_layers=3, cross_attention_layers=[1])
-    # its embeddings have eight more rows than its head, for the image's token among them
-    word = tokenizer.convert_tokens_to_ids("<|image|>")
+    # the input embeddings have eight more rows than the LM head, one of them for the image token
+    token = tokenizer.convert_tokens_to_ids("<|image|>")
     config = MllamaConfig(
         vision_config=MllamaVisionConfig(
             hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_global_layers=1, attention_heads=2,
             image_size=SIDE, patch_size=PATCH, max_num_tiles=4, vision_output_dim=32, intermediate_layers_indices=[0],
         ),
-        text_config=MllamaTextConfig(**sizes | {"vocab_size": word, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
-        image_token_index=word,
+        text_config=MllamaTextConfig(**sizes | {"vocab_size": token, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+        image_token_index=token,
     )  # fmt: skip
     return config, processor
 
@@ -171,58 +171,58 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     "gemma3": _gemma3,
     "mllama": _mllama,
 }  # fmt: skip
-"""Kinds of student that differ in how an image gets into the prompt, in positions, masks or attention."""
+"""Families that differ in how an image enters the prompt, in positions, masks or attention."""
 
 
-def tiny_seeing(family: str, seed: int = 0) -> tuple[Any, Any]:
-    """A model for images and text of two layers and width 32 in float32, and its processor."""
+def tiny_vlm(family: str, seed: int = 0) -> tuple[Any, Any]:
+    """Return a model for images and text in float32, with two layers and hidden size 32, and its processor."""
     config, processor = FAMILIES[family]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config)
         text = model.get_decoder()
-        seen = {id(weight) for weight in [*text.parameters(), *model.lm_head.parameters()]}
+        text_weights = {id(weight) for weight in [*text.parameters(), *model.lm_head.parameters()]}
         with torch.no_grad():
             for name, weight in model.named_parameters():
-                # gates are closed, and towers hardly tell one image from another, as initialisers leave them
+                # as initialized, gates are closed and towers give all images nearly the same features
                 if "gate" in name and weight.numel() == 1:
                     weight.fill_(0.7)
-                elif id(weight) not in seen and weight.dim() > 1:
+                elif id(weight) not in text_weights and weight.dim() > 1:
                     weight.normal_(std=0.3)
     return model, processor
 
 
-def save_tiny_seeing(path: Path | str, family: str = "llava", seed: int = 0) -> Path:
-    """Write model and processor into the folder `path` as `from_pretrained` reads them."""
+def save_tiny_vlm(path: Path | str, family: str = "llava", seed: int = 0) -> Path:
+    """Write model and processor to the folder `path`, for `from_pretrained`."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    model, processor = tiny_seeing(family, seed)
+    model, processor = tiny_vlm(family, seed)
     model.save_pretrained(path)
     processor.save_pretrained(path)
     return path
 
 
 def noise(seed: int, height: int = 40, width: int = 48) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Noise around a colour of its own."""
+    """Return an image of noise around a random color."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, 3) * 0.7 + rng.integers(0, 256, (height, width, 3)) * 0.3
     return pixels.astype(np.uint8)
 
 
 def save_image(path: Path | str, seed: int, height: int = 40, width: int = 48) -> str:
-    """`noise` as PNG."""
+    """Write `noise` as a PNG file."""
     Image.fromarray(noise(seed, height, width)).save(path)
     return str(path)
 
 
-def _tokenizer(*words: str) -> PreTrainedTokenizerFast:
+def _tokenizer(*special_tokens: str) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *words]})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special_tokens]})
     return tokenizer
 
 
-def _template(word: str) -> str:
-    return TEMPLATE.replace("WORD", word)
+def _template(image_token: str) -> str:
+    return TEMPLATE.replace("IMAGE_TOKEN", image_token)
 
 
 def _text(tokenizer: Any, **changes: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Pretrained weights: bundled, from the Hub or in folders; architectures and vision processors."""
+"""Pretrained models: their ids, downloads and checks, architectures, and the processors of vision-language models."""

@@ -1,4 +1,4 @@
-"""Tell from its `config.json` which class of transformers a model is; classes of our own are made known here."""
+"""The transformers class that loads a model, chosen by its `config.json`."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-import mint_ray.models.vision_towers  # noqa: F401  -- the vision tower of students that are joined
-from mint_ray.config.loader import UserError
-from mint_ray.models.pretrained import Place, sees_images
+from mint_ray.config.loader import UserError, one_line
+from mint_ray.models.pretrained import PretrainedModel, takes_images
+from mint_ray.models.vision_towers import register_vision_towers
 
 
-def load_config(place: Place) -> Any:
-    """The model's configuration as transformers has it. Raises UserError for an unknown architecture."""
+def load_config(model: PretrainedModel) -> Any:
+    """Return the model's transformers config, from a folder or the local cache of the Hub.
+
+    Raises:
+        UserError: transformers does not know the architecture.
+    """
+    register_vision_towers()
     try:
-        # what checks a model has brought its config.json here
+        # `check_model` has downloaded config.json
         return AutoConfig.from_pretrained(
-            place.path, revision=place.revision, local_files_only=True, trust_remote_code=False
+            model.path, revision=model.revision, local_files_only=True, trust_remote_code=False
         )
     except ValueError as error:
-        raise UserError(f"model_id: {place.model_id}: {' '.join(str(error).split())}") from error
+        raise UserError(f"model_id: {model.model_id}: {one_line(error)}") from error
 
 
-def model_class(place: Place) -> Any:
-    """The auto class that loads the model. Raises UserError for a model of images that answers no prompts."""
-    if not sees_images(place):
+def auto_class(model: PretrainedModel) -> Any:
+    """Return the auto class that loads the model: for text, or for images and text.
+
+    Raises:
+        UserError: The model takes images but does not generate text.
+    """
+    if not takes_images(model):
         return AutoModelForCausalLM
-    found = load_config(place)
-    if type(found) not in AutoModelForImageTextToText._model_mapping:
+    config = load_config(model)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise UserError(
-            f"model_id: {place.model_id}: a {found.model_type} model takes no images and text for an answer"
+            f"model_id: {model.model_id}: a {config.model_type} model does not generate text from images and text"
         )
     return AutoModelForImageTextToText

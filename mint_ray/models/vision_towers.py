@@ -1,6 +1,6 @@
-"""Let a convolutional network be the vision tower of a Llava: its map of features as a row of tokens.
+"""A convolutional network as the vision tower of a LLaVA-style model: its feature map as a sequence of tokens.
 
-Importing this makes the form known to transformers' Auto classes, which whoever loads such a student needs.
+`register_vision_towers` must be called before such a model is loaded by transformers' auto classes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
-class MapTowerConfig(PreTrainedConfig):
-    """The network's own config, and how many channels its map has."""
+class ConvolutionalTowerConfig(PreTrainedConfig):
+    """The config of the network, and the number of channels of its feature map."""
 
-    model_type = "mint_ray_map_tower"
-    sub_configs = {"network_config": AutoConfig}  # noqa: RUF012 -- as every config of transformers declares it
+    model_type = "mint_ray_convolutional_tower"
+    sub_configs = {"network_config": AutoConfig}  # noqa: RUF012 -- every transformers config declares it so
 
     def __init__(self, network_config: Any = None, hidden_size: int = 0, **others: Any) -> None:
         if isinstance(network_config, dict):
@@ -26,30 +26,33 @@ class MapTowerConfig(PreTrainedConfig):
         super().__init__(**others)
 
 
-class MapTower(PreTrainedModel):
-    """(B, 3, height, width) to (B, tokens, channels), row by row of the map."""
+class ConvolutionalTower(PreTrainedModel):
+    """(B, 3, height, width) to (B, tokens, channels); tokens are the cells of the feature map, row by row."""
 
-    config_class = MapTowerConfig
+    config_class = ConvolutionalTowerConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    # no attention of its own: whatever kernel the rest of a student takes
+    # it has no attention, so it works with any kernel that the language model uses
     _supports_sdpa = _supports_flex_attn = _supports_flash_attn = _supports_attention_backend = True
 
-    def __init__(self, config: MapTowerConfig) -> None:
+    def __init__(self, config: ConvolutionalTowerConfig) -> None:
         super().__init__(config)
         self.network = AutoModel.from_config(config.network_config, attn_implementation="eager")
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Return the tokens (B, tokens, channels), also as the only hidden state."""
         map_BCHW = self.network(pixel_values).last_hidden_state
         tokens_BTC = map_BCHW.flatten(2).transpose(1, 2)
         return BaseModelOutputWithPooling(last_hidden_state=tokens_BTC, hidden_states=(tokens_BTC,))
 
-    def train(self, mode: bool = True) -> MapTower:
-        """Stays as if it were asked, whether it learns or not: batch norm would make an image depend on its batch."""
+    def train(self, mode: bool = True) -> ConvolutionalTower:
+        """Stay in evaluation mode: batch norm would make the features of an image depend on its batch."""
         super().train(False)
         return self
 
 
-AutoConfig.register(MapTowerConfig.model_type, MapTowerConfig)
-AutoModel.register(MapTowerConfig, MapTower)
+def register_vision_towers() -> None:
+    """Register the vision towers of this package with transformers' auto classes; further calls have no effect."""
+    AutoConfig.register(ConvolutionalTowerConfig.model_type, ConvolutionalTowerConfig, exist_ok=True)
+    AutoModel.register(ConvolutionalTowerConfig, ConvolutionalTower, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tell the parts of a student that sees apart, lay low-rank weights over some, train some whole, freeze the rest."""
+"""The trainable weights of a student: LoRA adapters, components that are trained in full, and frozen ones."""
 
 from __future__ import annotations
 
@@ -13,131 +13,146 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from mint_ray.config.loader import UserError
-from mint_ray.students.config import Part, Student
+from mint_ray.students.config import Component, Student
 
-BETWEEN = re.compile(r"(^|\.)(deepstack_)?merger(_list)?(\.|$)")
-"""Qwen's projector, which lies inside its vision tower."""
+MERGER = re.compile(r"(^|\.)(deepstack_)?merger(_list)?(\.|$)")
+"""Name of Qwen's projector, which is part of its vision tower's module."""
 
 
-def tell_parts(model: Any) -> Callable[[str], Part]:
-    """Tells by its name which part of a model for images and text a module or weight belongs to."""
+def component_lookup(model: Any) -> Callable[[str], Component]:
+    """Return a function from the name of a module or weight of a vision-language `model` to its component."""
     names = {id(module): name for name, module in model.named_modules()}
     text, tower = names[id(model.get_decoder())], names[id(model.get_encoder("image"))]
 
-    def part_of(name: str) -> Part:
-        if _lies_in(name, text) or not _lies_in(name, model.base_model_prefix):
+    def component_of(name: str) -> Component:
+        if _is_inside(name, text) or not _is_inside(name, model.base_model_prefix):
             return "language"
-        return "vision" if _lies_in(name, tower) and not BETWEEN.search(name.removeprefix(tower)) else "projector"
+        return "vision" if _is_inside(name, tower) and not MERGER.search(name.removeprefix(tower)) else "projector"
 
-    return part_of
+    return component_of
 
 
-def lay_adapter(model: Any, config: Student, *, sees: bool, **options: Any) -> Any:
-    """`model` wrapped by PEFT: low-rank weights over `lora_parts`, `whole_parts` trained in every weight.
+def add_adapter(model: Any, student: Student, *, is_vlm: bool, **options: Any) -> Any:
+    """Return `model` wrapped by PEFT: LoRA weights on `lora_components`, and `modules_to_save` trained in full.
 
-    A model that reads has one part. `options` are PEFT's own. Raises UserError if `target_modules` names no layer.
+    Args:
+        model: The base model.
+        student: Settings of the adapter.
+        is_vlm: True for a vision-language model. A text model gets LoRA weights on all `target_modules`.
+        **options: Options of `peft.get_peft_model`.
+
+    Raises:
+        UserError: `target_modules` matches no layer.
     """
     lora = LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=_layers(model, config) if sees else config.target_modules,
-        modules_to_save=_whole(model, config) if sees else None,
-        # the name in the config, since a cache folder means nothing on another machine
-        base_model_name_or_path=config.model_id,
-        revision=config.revision,
+        r=student.lora_rank,
+        lora_alpha=student.lora_alpha,
+        lora_dropout=student.lora_dropout,
+        target_modules=_target_modules(model, student) if is_vlm else student.target_modules,
+        modules_to_save=_modules_to_save(model, student) if is_vlm else None,
+        # the name in the config, because a cache folder means nothing on another machine
+        base_model_name_or_path=student.model_id,
+        revision=student.revision,
     )
     adapted = get_peft_model(model, lora, **options)
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             for copy in module.modules_to_save.values():
-                _step_in_float32(copy)
+                _train_in_float32(copy)
     return adapted
 
 
-def train_parts(model: Any, config: Student) -> None:
-    """Let every weight of `lora_parts` and `whole_parts` learn, and none besides: for a student without `lora_rank`."""
-    part_of = tell_parts(model)
+def select_trainable(model: Any, student: Student) -> None:
+    """Make all weights of `lora_components` and `modules_to_save` trainable and freeze all others.
+
+    This is for a vision-language student without `lora_rank`.
+    """
+    component_of = component_lookup(model)
     for name, weight in model.named_parameters():
-        weight.requires_grad_(part_of(name) in (*config.lora_parts, *config.whole_parts))
+        weight.requires_grad_(component_of(name) in (*student.lora_components, *student.modules_to_save))
 
 
-def rest(model: Any) -> None:
-    """Keep what sees as it is in training too, if none of it learns: no gradient and no activations kept for one, no
-    dropout, no running mean that goes on running. `model` is that of transformers, adapted or not."""
-    part_of = tell_parts(model)
-    if any(weight.requires_grad and part_of(name) == "vision" for name, weight in model.named_parameters()):
-        # a gradient that is on its way down passes through what has no weights too
+def freeze_vision_tower(model: Any) -> None:
+    """Keep a vision tower without trainable weights in evaluation mode, and run it without gradients.
+
+    Its activations are not stored, dropout stays off, and running statistics stay unchanged, even in training mode.
+    Nothing is changed if a weight of the vision encoder is trained. `model` is the transformers model, with an adapter
+    or without.
+    """
+    component_of = component_lookup(model)
+    if any(weight.requires_grad and component_of(name) == "vision" for name, weight in model.named_parameters()):
+        # gradients of the trained weights have to pass through all modules behind them
         return
     [tower] = [name for name, module in model.named_modules() if module is model.get_encoder("image")]
     for name, module in model.named_modules():
-        # in Qwen's tower the projector learns
-        if _lies_in(name, tower) and part_of(name) == "vision" and not _learns(module):
+        # the projector inside Qwen's tower is trained
+        if _is_inside(name, tower) and component_of(name) == "vision" and not _is_trainable(module):
             module.eval()
-            vars(module)["train"] = functools.partial(_stay, module)
+            vars(module)["train"] = functools.partial(_ignore_mode, module)
             vars(module)["forward"] = torch.no_grad()(module.forward)
 
 
-def _learns(module: nn.Module) -> bool:
+def _is_trainable(module: nn.Module) -> bool:
     return any(weight.requires_grad for weight in module.parameters())
 
 
-def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+def _ignore_mode(module: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 -- the signature of nn.Module.train
     return module
 
 
-def _layers(model: Any, config: Student) -> list[str]:
-    part_of = tell_parts(model)
-    wanted = None if config.target_modules == "all-linear" else re.compile(config.target_modules)
+def _target_modules(model: Any, student: Student) -> list[str]:
+    """Return the names of the layers in `lora_components` that `target_modules` matches."""
+    component_of = component_lookup(model)
+    pattern = None if student.target_modules == "all-linear" else re.compile(student.target_modules)
     layers = [
         name
         for name, module in model.named_modules()
-        if (isinstance(module, nn.Linear) if wanted is None else wanted.fullmatch(name))
+        if (isinstance(module, nn.Linear) if pattern is None else pattern.fullmatch(name))
         and module is not model.get_output_embeddings()
-        and part_of(name) in config.lora_parts
+        and component_of(name) in student.lora_components
     ]
-    if not layers and config.lora_parts:
+    if not layers and student.lora_components:
         raise UserError(
-            f"target_modules: {config.target_modules!r} names no layer of {', '.join(config.lora_parts)} in "
-            f"{config.model_id}"
+            f"target_modules: {student.target_modules!r} matches no layer of {', '.join(student.lora_components)} in "
+            f"{student.model_id}"
         )
     return layers
 
 
-def _whole(model: Any, config: Student) -> list[str]:
-    """The largest modules that lie in one of `whole_parts` with all that they hold."""
-    part_of = tell_parts(model)
+def _modules_to_save(model: Any, student: Student) -> list[str]:
+    """Return the names of the outermost modules that lie entirely in the components `modules_to_save`."""
+    component_of = component_lookup(model)
     found: list[str] = []
     for name, module in model.named_modules():
-        held = [f"{name}.{inside}" for inside, _ in module.named_parameters()]
-        if not held or any(_lies_in(name, outer) for outer in found):
+        weights = [f"{name}.{inner}" for inner, _ in module.named_parameters()]
+        if not weights or any(_is_inside(name, outer) for outer in found):
             continue
-        if name and all(part_of(weight) in config.whole_parts for weight in held):
+        if name and all(component_of(weight) in student.modules_to_save for weight in weights):
             found.append(name)
     return found
 
 
-def _step_in_float32(module: nn.Module) -> None:
-    """Keep in float32, as PEFT keeps low-rank weights, what a small step would be lost on in half precision.
+def _train_in_float32(module: nn.Module) -> None:
+    """Convert a module to float32, as PEFT does with LoRA weights: in half precision, small updates would be lost.
 
-    It takes and gives what its neighbours compute in; an engine that turns all weights into one format may.
+    Its inputs and outputs keep the model's format. Training engines that convert all weights may still do so.
     """
-    around = next(module.parameters()).dtype
-    if around not in (torch.bfloat16, torch.float16):
+    dtype = next(module.parameters()).dtype
+    if dtype not in (torch.bfloat16, torch.float16):
         return
 
-    def take(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        dtype = next(module.parameters()).dtype
-        return tuple(given.to(dtype) if torch.is_floating_point(given) else given for given in arguments)
+    def convert_inputs(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        own = next(module.parameters()).dtype
+        return tuple(given.to(own) if torch.is_floating_point(given) else given for given in arguments)
 
-    def give(module: nn.Module, arguments: tuple[Any, ...], result: torch.Tensor) -> torch.Tensor:
-        return result.to(around)
+    def convert_output(module: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001 -- the signature of a forward hook
+        return output.to(dtype)
 
     module.float()
-    module.register_forward_pre_hook(take)
-    module.register_forward_hook(give)
+    module.register_forward_pre_hook(convert_inputs)
+    module.register_forward_hook(convert_output)
 
 
-def _lies_in(name: str, outer: str) -> bool:
+def _is_inside(name: str, outer: str) -> bool:
     return name == outer or name.startswith(f"{outer}.")

@@ -1,4 +1,7 @@
-"""The answers that a student may give, as tokens: worked out while one is written, for there are too many to list."""
+"""The allowed answers as token sequences, for constrained decoding and label ranking.
+
+There are too many answers to list, so the tokens that may come next are computed while an answer is generated.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mint_ray.config.loader import UserError
+from mint_ray.layouts.prefix import longest_common_prefix
 
-LISTS_KEPT = 64
-"""Beginnings of answers whose continuations are remembered; with a thousand labels each takes about a megabyte."""
+CACHE_SIZE = 64
+"""Number of label lists whose continuations are cached; with a thousand labels each takes about a megabyte."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What may be answered: `length` of the labels in any order, each of them once, as the task writes them."""
+class AllowedAnswers:
+    """Answers that name `length` different labels, in any order, in the task's format."""
 
     labels: tuple[str, ...]
     length: int
-    write: Callable[[Sequence[str]], str]
-    """The answer that names these labels in order; that of a longer list goes on from that of a shorter one."""
+    to_text: Callable[[Sequence[str]], str]
+    """Function that returns the answer naming these labels in this order. The answer with more labels has to begin as
+    the one with fewer does."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.length <= len(self.labels):
@@ -28,145 +33,159 @@ class Answers:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """An answer that begins with `named`, as tokens."""
+class Candidate:
+    """An answer that begins with `labels`, as tokens."""
 
-    named: tuple[str, ...]
-    ids: list[int]
-    known: int
-    """So many of `ids` say nothing of what is named next."""
+    labels: tuple[str, ...]
+    token_ids: list[int]
+    num_determined: int
+    """Number of leading tokens that do not depend on the labels that follow."""
 
 
-class Vocabulary:
-    """Looks up how an answer can go on. Every answer is tokenised whole, behind the words that open a student's turn.
+class AnswerTokens:
+    """The tokens with which an allowed answer can begin or continue.
 
-    A name has other tokens behind a quotation mark than alone, and a tokenizer may write the end of a line and the
-    beginning of the next as one; so no name is ever tokenised by itself.
+    Every answer is tokenized as a whole, after the text that opens the assistant's turn: a name has other tokens after
+    a quotation mark than alone, and a tokenizer may merge the end of one line with the start of the next.
     """
 
-    def __init__(self, tokenizer: Any, answers: Answers, model_id: str, turn: str | None = None) -> None:
-        """`turn` is a conversation up to where the student's turn opens; None asks the tokenizer's template for one.
+    def __init__(
+        self, tokenizer: Any, answers: AllowedAnswers, model_id: str, generation_prompt: str | None = None
+    ) -> None:
+        """Tokenize the answers that consist of one label.
 
-        Raises UserError for a tokenizer that cannot say which characters a token stands for.
+        Args:
+            tokenizer: The student's tokenizer.
+            answers: The allowed answers.
+            model_id: Id of the student, for errors.
+            generation_prompt: Any conversation as text, up to the opening of the assistant's turn; None to render one
+                with the tokenizer's chat template.
+
+        Raises:
+            UserError: The tokenizer does not map tokens to characters.
         """
         if not tokenizer.is_fast:
-            raise UserError(f"model_id: {model_id}: its tokenizer does not say where tokens stand in the text")
+            raise UserError(f"model_id: {model_id}: its tokenizer does not map tokens to characters")
         self.tokenizer, self.answers, self.model_id = tokenizer, answers, model_id
-        self.end: int = tokenizer.eos_token_id
-        turns = [{"role": "user", "content": "?"}]
-        self.turn: str = turn or tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        self.turn_ids: list[int] = self._encode([""])[0][0]
-        whole = self._encode([answers.write(answers.labels[:1])])[0][0]
-        if whole[: len(self.turn_ids)] != self.turn_ids:
-            # the prompt that a student is given ends where its turn opens, whatever a tokenizer would make of both
-            self.turn, self.turn_ids = "", []
-        self.following = functools.lru_cache(maxsize=LISTS_KEPT)(self._following)
-        self.first_lines = self._following(())
-        self.opening = shared_prefix([line.ids[: max(line.known - 1, 0)] for line in self.first_lines])
-        """What every answer begins with."""
+        self.eos_id: int = tokenizer.eos_token_id
+        conversation = [{"role": "user", "content": "?"}]
+        self.prompt: str = generation_prompt or tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=True
+        )
+        self.prompt_ids: list[int] = self._encode([""])[0][0]
+        ids = self._encode([answers.to_text(answers.labels[:1])])[0][0]
+        if ids[: len(self.prompt_ids)] != self.prompt_ids:
+            # the tokenizer merges across the end of the prompt, but a student's prompt is tokenized separately
+            self.prompt, self.prompt_ids = "", []
+        self.continuations = functools.lru_cache(maxsize=CACHE_SIZE)(self._continuations)
+        self.first_candidates = self._continuations(())
+        self.common_prefix = longest_common_prefix(
+            [candidate.token_ids[: max(candidate.num_determined - 1, 0)] for candidate in self.first_candidates]
+        )
+        """Tokens with which every answer begins."""
 
     @functools.cached_property
-    def longest(self) -> int:
-        """An answer takes no more tokens than these."""
-        length = {line.named[0]: line.known for line in self.first_lines}
-        longest = sorted(self.answers.labels, key=lambda label: -length[label])[: self.answers.length]
-        [(ids, _)] = self._encode([self.answers.write(longest)])
-        # other names in another order may cost a token more at each border; and the end
-        return len(ids) - len(self.turn_ids) + 2 * len(longest) + 1
+    def max_tokens(self) -> int:
+        """Upper bound on the number of tokens of an answer."""
+        num_tokens = {candidate.labels[0]: candidate.num_determined for candidate in self.first_candidates}
+        longest = sorted(self.answers.labels, key=lambda label: -num_tokens[label])[: self.answers.length]
+        [(ids, _)] = self._encode([self.answers.to_text(longest)])
+        # other labels in another order may need one token more at each border, and there is EOS
+        return len(ids) - len(self.prompt_ids) + 2 * len(longest) + 1
 
     @functools.cached_property
-    def first_names(self) -> list[list[int]]:
-        """Tokens of an answer up to its first name and the token behind, which says that the name is over; one for each
-        label."""
-        return [line.ids[: line.known + 1] for line in self.first_lines]
+    def first_label_tokens(self) -> list[list[int]]:
+        """Tokens of an answer up to its first label, and the next token, which ends the name; one entry per label."""
+        return [candidate.token_ids[: candidate.num_determined + 1] for candidate in self.first_candidates]
 
-    def _following(self, named: tuple[str, ...]) -> list[Line]:
-        """The answers that begin with `named`, one for each label that can come next."""
-        complete = len(named) + 1 == self.answers.length
-        lines = []
-        encoded = self._encode(self._texts(named))
-        for label, (ids, places) in zip(self._left(named), encoded, strict=True):
-            now, own = (*named, label), ids[len(self.turn_ids) :]
-            if complete:
-                lines.append(Line(named=now, ids=[*own, self.end], known=len(own) + 1))
+    def _continuations(self, labels: tuple[str, ...]) -> list[Candidate]:
+        """Return the answers that begin with `labels`, one for each label that can come next."""
+        is_complete = len(labels) + 1 == self.answers.length
+        candidates = []
+        encoded = self._encode(self._texts(labels))
+        for label, (all_ids, offsets) in zip(self._unused(labels), encoded, strict=True):
+            extended, ids = (*labels, label), all_ids[len(self.prompt_ids) :]
+            if is_complete:
+                candidates.append(
+                    Candidate(labels=extended, token_ids=[*ids, self.eos_id], num_determined=len(ids) + 1)
+                )
                 continue
-            stop = len(self.turn) + len(self.answers.write(now))
-            known = sum(end <= stop for _, end in places[len(self.turn_ids) :])
-            lines.append(Line(named=now, ids=own, known=known))
-        return lines
+            stop = len(self.prompt) + len(self.answers.to_text(extended))
+            num_determined = sum(end <= stop for _, end in offsets[len(self.prompt_ids) :])
+            candidates.append(Candidate(labels=extended, token_ids=ids, num_determined=num_determined))
+        return candidates
 
-    def _texts(self, named: tuple[str, ...]) -> list[str]:
-        """An answer for each label that can follow `named`, and one more behind it: what follows can change a token."""
-        left, more = self._left(named), len(named) + 1 < self.answers.length
-        behind = [left[1], *[left[0]] * (len(left) - 1)] if more else [""] * len(left)
+    def _texts(self, labels: tuple[str, ...]) -> list[str]:
+        """Return an answer for each label that can follow, and one more label: what follows can change a token."""
+        unused, has_next = self._unused(labels), len(labels) + 1 < self.answers.length
+        next_labels = [unused[1], *[unused[0]] * (len(unused) - 1)] if has_next else [""] * len(unused)
         return [
-            self.answers.write([*named, label, *([other] if more else [])])
-            for label, other in zip(left, behind, strict=True)
+            self.answers.to_text([*labels, label, *([next_label] if has_next else [])])
+            for label, next_label in zip(unused, next_labels, strict=True)
         ]
 
-    def _left(self, named: tuple[str, ...]) -> list[str]:
-        return [label for label in self.answers.labels if label not in named]
+    def _unused(self, labels: tuple[str, ...]) -> list[str]:
+        return [label for label in self.answers.labels if label not in labels]
 
     def _encode(self, texts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Tokens of each text in the student's turn, those of the turn's opening included, and where they stand."""
+        """Return tokens and character offsets of each text after the prompt, those of the prompt included."""
         encoded = self.tokenizer(
-            [self.turn + text for text in texts], add_special_tokens=False, return_offsets_mapping=True
+            [self.prompt + text for text in texts], add_special_tokens=False, return_offsets_mapping=True
         )
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
 
-class Walk:
-    """One answer as it is written, token by token; nothing but the answers of a vocabulary can be."""
+class DecodingState:
+    """One answer during constrained decoding: the tokens so far, and those that may come next."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-        self.ids = list(vocabulary.opening)
-        self.lines = vocabulary.first_lines
-        """Answers that go on from here."""
+    def __init__(self, answer_tokens: AnswerTokens) -> None:
+        self.answer_tokens = answer_tokens
+        self.token_ids = list(answer_tokens.common_prefix)
+        self.candidates = answer_tokens.first_candidates
+        """Answers that begin with the tokens so far."""
 
     @property
-    def named(self) -> tuple[str, ...] | None:
-        """The labels of the answer, once it has ended."""
-        return self.lines[0].named if self.ids[-1:] == [self.vocabulary.end] else None
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels of the answer when it is complete; None before."""
+        return self.candidates[0].labels if self.token_ids[-1:] == [self.answer_tokens.eos_id] else None
 
-    def allowed(self) -> list[int]:
-        """The tokens that may come next; none where the answer has ended."""
-        if self.named is not None:
+    def allowed_tokens(self) -> list[int]:
+        """Return the tokens that may come next, sorted; an empty list when the answer is complete."""
+        if self.labels is not None:
             return []
-        at, pending, self.lines = len(self.ids), list(self.lines), []
+        position, pending, self.candidates = len(self.token_ids), list(self.candidates), []
         while pending:
-            line = pending.pop()
-            if at < line.known:
-                self.lines.append(line)
+            candidate = pending.pop()
+            if position < candidate.num_determined:
+                self.candidates.append(candidate)
             else:
-                following = self.vocabulary.following(line.named)
-                pending += [longer for longer in following if longer.ids[:at] == self.ids]
-        return sorted({line.ids[at] for line in self.lines})
+                longer = self.answer_tokens.continuations(candidate.labels)
+                pending += [other for other in longer if other.token_ids[:position] == self.token_ids]
+        return sorted({candidate.token_ids[position] for candidate in self.candidates})
 
-    def step(self, token: int) -> None:
-        """Write one of the tokens that `allowed` has just returned."""
-        self.lines = [line for line in self.lines if line.ids[len(self.ids)] == token]
-        self.ids.append(token)
+    def append(self, token: int) -> None:
+        """Append one of the tokens that `allowed_tokens` has just returned."""
+        position = len(self.token_ids)
+        self.candidates = [candidate for candidate in self.candidates if candidate.token_ids[position] == token]
+        self.token_ids.append(token)
 
     def text(self) -> str:
-        """The answer, once it has ended. Raises UserError if its tokens do not read as what they were made from."""
-        if self.named is None:
+        """Return the complete answer.
+
+        Raises:
+            UserError: The tokenizer decodes the tokens to another text than it encoded.
+            RuntimeError: The answer is not complete.
+        """
+        if self.labels is None:
             raise RuntimeError(
-                f"an answer of more than {len(self.ids)} tokens, {self.vocabulary.longest} were expected"
+                f"an answer of more than {len(self.token_ids)} tokens, expected at most {self.answer_tokens.max_tokens}"
             )
-        ids, expected = self.ids[:-1], self.vocabulary.answers.write(self.named)
-        text: str = self.vocabulary.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        ids, expected = self.token_ids[:-1], self.answer_tokens.answers.to_text(self.labels)
+        text: str = self.answer_tokens.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         if text.strip() != expected.strip():
             raise UserError(
-                f"model_id: {self.vocabulary.model_id}: its tokenizer reads {text!r} where {expected!r} was written"
+                f"model_id: {self.answer_tokens.model_id}: its tokenizer encoded {expected!r} and decoded {text!r}"
             )
         return text
-
-
-def shared_prefix(sequences: Sequence[list[int]]) -> list[int]:
-    """The tokens that all sequences begin with."""
-    low, high = min(sequences), max(sequences)  # what the first and last in order share, all share
-    for index, (one, other) in enumerate(zip(low, high, strict=False)):
-        if one != other:
-            return low[:index]
-    return low

@@ -1,112 +1,265 @@
-"""Let a model answer many prompts at once: what they begin alike runs once, and a row that has ended is let go."""
+"""Generation of answers by a student: free, constrained to the allowed answers, or as a ranking of all labels."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import GenerationConfig
 
-from mint_ray.students.constrained_decoding import shared_prefix
+from mint_ray.config.loader import UserError
+from mint_ray.images import ImageError, Pixels, read_image
+from mint_ray.layouts import Example, Layout
+from mint_ray.layouts.choice import choose_layout
+from mint_ray.layouts.images import collate_images, image_kwargs, token_type_kwargs
+from mint_ray.layouts.likelihood import completion_scores
+from mint_ray.layouts.prefix import longest_common_prefix
+from mint_ray.models.vision_processor import FRAME, PROBE_IMAGE, ProcessedImage
+from mint_ray.records import Message
+from mint_ray.students.config import Generation, Student
+from mint_ray.students.constrained_decoding import AllowedAnswers, AnswerTokens, DecodingState
+from mint_ray.students.greedy_decoding import decode_greedily, prefill
+from mint_ray.students.loading import load_model, load_tokenizer, load_vision_processor
 
-ROOM = 64
-"""Tokens for which a layer keeps room ahead."""
-STRETCH = 16
-"""New tokens after which rows that have ended are let go."""
-
-
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer, with room behind them: a new token is written there, and no other is copied.
-
-    transformers' own layer copies all of them for each token, which for a batch takes longer than the arithmetic.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.keys: Any
-        self.values: Any
-        self.rooms: dict[str, Tensor] = {}
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """All keys and values up to the new ones, (rows, heads, tokens, size of a head)."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        keys, values = self._add("keys", self.keys, key_states), self._add("values", self.values, value_states)
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def _add(self, side: str, held: Tensor, new: Tensor) -> Tensor:
-        start = held.shape[-2] if held.numel() else 0
-        end = start + new.shape[-2]
-        room = self.rooms.get(side)
-        # other rows than those that the room was made for lie elsewhere
-        if room is None or room.data_ptr() != held.data_ptr() or room.shape[-2] < end:
-            room = new.new_empty((*new.shape[:-2], end + ROOM, new.shape[-1]))
-            if start:
-                room[..., :start, :] = held
-            self.rooms[side] = room
-        room[..., start:end, :] = new
-        return room[..., :end, :]
+Images = Sequence[ProcessedImage] | None
+"""The images of some prompts, one per prompt; None for a text student."""
 
 
-def begin_answers(model: Any, prompt_ids: Sequence[list[int]], pad_id: int) -> dict[str, Any]:
-    """What `model.generate` goes on from: `input_ids` and `attention_mask` (B, W), and a cache.
+class StudentGenerator:
+    """A student that answers prompts, on the GPU if there is one. In float32, answers do not depend on the batch."""
 
-    Tokens that all prompts begin with have been run, once for all; padding stands behind them. Of a model with layers
-    that keep something other than all keys and values nothing has been run, and it has no cache.
-    """
-    layers = DynamicCache(config=model.config).layers
-    is_plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-    # each has a token of its own left to run
-    shared = min(len(shared_prefix(prompt_ids)), min(map(len, prompt_ids)) - 1) if is_plain else 0
-    width = max(map(len, prompt_ids))
-    ids_BW = [[*ids[:shared], *[pad_id] * (width - len(ids)), *ids[shared:]] for ids in prompt_ids]
-    mask_BW = [[1] * shared + [0] * (width - len(ids)) + [1] * (len(ids) - shared) for ids in prompt_ids]
-    begun: dict[str, Any] = {
-        "input_ids": torch.tensor(ids_BW, device=model.device),
-        "attention_mask": torch.tensor(mask_BW, device=model.device),
-    }
-    if is_plain:
-        cache = DynamicCache(config=model.config)
-        cache.layers = [RoomyLayer() for _ in layers]
-        if shared:
-            prefix_1P = begun["input_ids"][:1, :shared]
-            model(input_ids=prefix_1P, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(prompt_ids))
-        begun["past_key_values"] = cache
-    return begun
+    def __init__(
+        self,
+        student: Student,
+        generation: Generation,
+        adapter: Path | None = None,
+        *,
+        answers: AllowedAnswers | None = None,
+        batch_size: int = 16,
+    ) -> None:
+        """Load the student.
+
+        Args:
+            student: Settings of the student.
+            generation: Settings of the generation.
+            adapter: Folder from `save_adapter`; None for the base model.
+            answers: Allowed answers, which `generate_constrained` and `rank` need.
+            batch_size: Number of prompts per forward pass.
+
+        Raises:
+            UserError: The tokenizer does not support constrained decoding, or processor and model do not match.
+        """
+        self.vision_processor = load_vision_processor(student)
+        self.tokenizer = self.vision_processor.tokenizer if self.vision_processor else load_tokenizer(student)
+        # the completions of a batch start in the same column
+        self.tokenizer.padding_side = "left"
+        self._answer_tokens = None if answers is None else self._tokenize_answers(answers, student.model_id)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = load_model(student, adapter=adapter).to(self.device)
+        self.batch_size = batch_size
+        self.max_new_tokens = generation.max_new_tokens
+        self.length_normalization = generation.length_normalization
+        own = self.model.generation_config.eos_token_id
+        self.eos_ids = {self.tokenizer.eos_token_id, *([own] if isinstance(own, int) else own or [])}
+        # replaces the checkpoint's own, whose temperature or repetition penalty would change the method
+        self.model.generation_config = GenerationConfig(
+            max_new_tokens=generation.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.eos_ids),
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        if self.vision_processor:
+            self.vision_processor.check_features(self.model, self._probe([[self.tokenizer.eos_token_id]]))
+
+    def process_image(self, prompt: Sequence[Message], pixels: Pixels | ImageError | None, name: str) -> ProcessedImage:
+        """Return the decoded image of a prompt as `generate`, `generate_constrained` and `rank` take it.
+
+        Args:
+            prompt: The prompt, which must not contain the image token.
+            pixels: The image as decoded by `mint_ray.images` with `FRAME`, the error of decoding it, or None.
+            name: Name of the image in errors, such as its URI.
+
+        Raises:
+            ImageError: There is no image, it could not be decoded, or the processor or the prompt does not support it.
+        """
+        if self.vision_processor is None:
+            raise ValueError("a text student takes no images")
+        if pixels is None:
+            raise ImageError("no_image", "the record has no image")
+        if isinstance(pixels, ImageError):
+            raise pixels
+        processed = self.vision_processor.process(pixels, name)
+        self.vision_processor.render(prompt, processed)
+        return processed
+
+    def read_image(self, prompt: Sequence[Message], uri: str | None) -> ProcessedImage:
+        """Read and decode the image at `uri`, and process it as `process_image` does."""
+        return self.process_image(prompt, None if uri is None else read_image(uri, FRAME), uri or "")
+
+    def generate(self, prompts: Sequence[Sequence[Message]], images: Images = None) -> list[str]:
+        """Return one completion per prompt by greedy decoding, up to EOS (excluded) or `max_new_tokens`.
+
+        Raises:
+            UserError: A prompt and its completion do not fit into the model's context.
+        """
+        return self._in_batches(self._encode_all(prompts, images, self.max_new_tokens), images, self._decode)
+
+    def generate_constrained(self, prompts: Sequence[Sequence[Message]], images: Images = None) -> list[str]:
+        """Return one of the allowed answers per prompt, by greedy decoding among the tokens that continue one.
+
+        Raises:
+            UserError: A prompt and the longest answer do not fit into the model's context.
+        """
+        answer_tokens = self.answer_tokens
+        prompt_ids = [
+            [*ids, *answer_tokens.common_prefix] for ids in self._encode_all(prompts, images, answer_tokens.max_tokens)
+        ]
+        return self._in_batches(prompt_ids, images, self._decode_constrained)
+
+    def rank(self, prompts: Sequence[Sequence[Message]], images: Images = None) -> list[list[float]]:
+        """Return for each prompt the score of each label of the allowed answers, in the order of the labels.
+
+        The score is the log-probability of the label's name as the first of the answer: summed over its tokens after
+        the common prefix of all names and the token that ends it, or their mean (`length_normalization`). All names
+        are scored in one forward pass after the prompt (`layouts.likelihood`).
+        """
+        names = self.answer_tokens.first_label_tokens
+        # the common prefix has the same probability for all labels
+        shared = longest_common_prefix([name[:-1] for name in names])
+        longest, completions = max(map(len, names)), [name[len(shared) :] for name in names]
+        encoded = self._encode_all(prompts, images, longest)
+        return [
+            completion_scores(
+                self.model,
+                self._layout,
+                [*ids, *shared],
+                completions,
+                length_normalization=self.length_normalization,
+                image=image.inputs if image else None,
+            )
+            for ids, image in zip(encoded, _image_per_prompt(prompts, images), strict=True)
+        ]
+
+    @property
+    def answer_tokens(self) -> AnswerTokens:
+        """Tokens of the allowed answers. Raises ValueError if none were given."""
+        if self._answer_tokens is None:
+            raise ValueError("this student was created without allowed answers")
+        return self._answer_tokens
+
+    def _tokenize_answers(self, answers: AllowedAnswers, model_id: str) -> AnswerTokens:
+        prompt = [Message(role="user", content="?")]
+        rendered = self.vision_processor.render(prompt, add_generation_prompt=True) if self.vision_processor else None
+        return AnswerTokens(self.tokenizer, answers, model_id, rendered)
+
+    @functools.cached_property
+    def _layout(self) -> Layout:
+        # tested on a fixed example: every worker chooses the same layout
+        return choose_layout(self.model, [self._probe(self.answer_tokens.first_label_tokens[:4])])
+
+    def _probe(self, completions: list[list[int]]) -> Example:
+        prompt = [Message(role="user", content="Which of these is the most likely?")]
+        image = self.vision_processor.process(PROBE_IMAGE, "probe") if self.vision_processor else None
+        return Example(
+            record_id="probe",
+            prompt_ids=self._encode(prompt, image, 0),
+            completions=completions,
+            pairs=[],
+            image=image.inputs if image else None,
+        )
+
+    def _encode_all(self, prompts: Sequence[Sequence[Message]], images: Images, new_tokens: int) -> list[list[int]]:
+        per_prompt = _image_per_prompt(prompts, images)
+        return [self._encode(prompt, image, new_tokens) for prompt, image in zip(prompts, per_prompt, strict=True)]
+
+    def _encode(self, prompt: Sequence[Message], image: ProcessedImage | None, new_tokens: int) -> list[int]:
+        ids: list[int]
+        if self.vision_processor:
+            ids = self.vision_processor.encode(prompt, image)
+        else:
+            messages = [dataclasses.asdict(message) for message in prompt]
+            ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(ids) + new_tokens > limit:
+            raise UserError(
+                f"max_new_tokens: a prompt of {len(ids)} tokens and {new_tokens} new tokens "
+                f"exceed the model's context of {limit}"
+            )
+        return ids
+
+    def _in_batches(
+        self,
+        prompt_ids: list[list[int]],
+        images: Images,
+        decode: Callable[[list[list[int]], Images], list[str]],
+    ) -> list[str]:
+        # sorted by length, so that there is little padding; longest first, so that too large a batch fails at once
+        order = sorted(range(len(prompt_ids)), key=lambda index: -len(prompt_ids[index]))
+        completions = [""] * len(prompt_ids)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            batch_images = [images[index] for index in batch] if images else None
+            texts = decode([prompt_ids[index] for index in batch], batch_images)
+            for index, text in zip(batch, texts, strict=True):
+                completions[index] = text
+        return completions
+
+    def _pad(self, prompt_ids: list[list[int]], images: Sequence[ProcessedImage]) -> dict[str, Tensor]:
+        """Return model inputs of prompts with images, padded on the left."""
+        inputs = dict(self.tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt"))
+        examples = [
+            Example(record_id="", prompt_ids=ids, completions=[], pairs=[], image=image.inputs)
+            for ids, image in zip(prompt_ids, images, strict=True)
+        ]
+        batch = collate_images(inputs["input_ids"], examples)
+        inputs |= image_kwargs(batch) | token_type_kwargs(self.model, batch)
+        return {name: tensor.to(self.device) for name, tensor in inputs.items()}
+
+    @torch.inference_mode()
+    def _decode(self, prompt_ids: list[list[int]], images: Images) -> list[str]:
+        if images:
+            inputs = self._pad(prompt_ids, images)
+            output_BT = self.model.generate(**inputs)  # B prompts, T prompt and new tokens
+            new = [self._until_eos(new_T) for new_T in output_BT[:, inputs["input_ids"].shape[1] :].tolist()]
+        else:
+            new = decode_greedily(
+                self.model,
+                prompt_ids,
+                pad_id=self.tokenizer.pad_token_id,
+                eos_ids=self.eos_ids,
+                max_new_tokens=self.max_new_tokens,
+            )
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in new]
+
+    @torch.inference_mode()
+    def _decode_constrained(self, prompt_ids: list[list[int]], images: Images) -> list[str]:
+        answer_tokens = self.answer_tokens
+        pad_id = self.tokenizer.pad_token_id
+        inputs = self._pad(prompt_ids, images) if images else prefill(self.model, prompt_ids, pad_id)
+        states = [DecodingState(answer_tokens) for _ in inputs["input_ids"]]
+        answer_start = inputs["input_ids"].shape[1] - len(answer_tokens.common_prefix)
+
+        def allowed_tokens(row: int, ids_T: Tensor) -> list[int]:
+            state = states[row]
+            for token in ids_T[answer_start + len(state.token_ids) :].tolist():
+                if state.labels is None:
+                    state.append(token)
+            return state.allowed_tokens() or [pad_id]
+
+        output_BT = self.model.generate(
+            **inputs, max_new_tokens=answer_tokens.max_tokens, prefix_allowed_tokens_fn=allowed_tokens
+        )
+        for row, ids_T in enumerate(output_BT):
+            allowed_tokens(row, ids_T)
+        return [state.text() for state in states]
+
+    def _until_eos(self, ids: list[int]) -> list[int]:
+        return next((ids[:end] for end, token in enumerate(ids) if token in self.eos_ids), ids)
 
 
-def decode_greedily(
-    model: Any, prompt_ids: Sequence[list[int]], *, pad_id: int, end_ids: Collection[int], max_new_tokens: int
-) -> list[list[int]]:
-    """The likeliest tokens behind each prompt, up to the first of `end_ids`, which is left out, or `max_new_tokens`.
-
-    `model.generate` does it, by the model's own settings.
-    """
-    begun = begin_answers(model, prompt_ids, pad_id)
-    cache = begun.get("past_key_values")
-    stretch = max_new_tokens if cache is None else STRETCH
-    answers: list[list[int]] = [[] for _ in prompt_ids]
-    rows = list(range(len(prompt_ids)))
-    for done in range(0, max_new_tokens, stretch):
-        output_BT = model.generate(**begun, max_new_tokens=min(stretch, max_new_tokens - done))
-        going: list[int] = []
-        for place, new in enumerate(output_BT[:, begun["input_ids"].shape[1] :].tolist()):
-            end = next((index for index, token in enumerate(new) if token in end_ids), None)
-            answers[rows[place]] += new[:end]
-            if end is None:
-                going.append(place)
-        if not going:
-            break
-        kept_B = torch.tensor(going, device=output_BT.device)
-        if cache is not None and len(going) < len(rows):
-            cache.batch_select_indices(kept_B)
-        ids_BT, mask_BW = output_BT[kept_B], begun["attention_mask"][kept_B]
-        seen_BN = mask_BW.new_ones(len(going), ids_BT.shape[1] - mask_BW.shape[1])
-        begun |= {"input_ids": ids_BT, "attention_mask": torch.cat([mask_BW, seen_BN], dim=1)}
-        rows = [rows[place] for place in going]
-    return answers
+def _image_per_prompt(prompts: Sequence[Sequence[Message]], images: Images) -> Sequence[ProcessedImage | None]:
+    return [None] * len(prompts) if images is None else images

@@ -1,3 +1,5 @@
+"""One torch thread per test: the models are tiny."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

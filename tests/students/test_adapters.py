@@ -1,4 +1,4 @@
-"""What a student that sees learns, and what of it stays exactly as it is."""
+"""Adapters of vision-language students: the components that are trained, and those that are frozen."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
 from mint_ray.layouts.concatenated import ConcatenatedLayout
-from mint_ray.layouts.images import inner_model
-from mint_ray.students import Student, load_model, load_processor, load_sight, save_adapter
-from mint_ray.students.adapters import lay_adapter, rest, tell_parts
-from mint_ray.students.config import Part
-from tests.vision_students import FAMILIES, noise, save_tiny_seeing, tiny_seeing
+from mint_ray.layouts.images import unwrap_model
+from mint_ray.students.adapters import add_adapter, component_lookup, freeze_vision_tower
+from mint_ray.students.config import Component, Student
+from mint_ray.students.loading import load_model, load_processor, load_vision_processor, save_adapter
+from tests.vision_students import FAMILIES, noise, save_tiny_vlm, tiny_vlm
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,15 +24,15 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_seeing(tmp_path_factory.mktemp("student"))
+    return save_tiny_vlm(tmp_path_factory.mktemp("student"))
 
 
 def example(student: Student) -> Example:
-    sight = load_sight(student)
-    assert sight
-    view = sight.view(noise(3), "noise")
-    ids = sight.tokenizer(f"this{view.slot}is", add_special_tokens=False)["input_ids"]
-    return Example(record_id="r", prompt_ids=ids, completions=[[5, 6], [7]], pairs=[(0, 1)], image=view.image)
+    vision_processor = load_vision_processor(student)
+    assert vision_processor
+    processed = vision_processor.process(noise(3), "noise")
+    ids = vision_processor.tokenizer(f"this{processed.placeholder}is", add_special_tokens=False)["input_ids"]
+    return Example(record_id="r", prompt_ids=ids, completions=[[5, 6], [7]], pairs=[(0, 1)], image=processed.inputs)
 
 
 PROJECTORS = {
@@ -43,12 +43,12 @@ PROJECTORS = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_weight_has_a_part(family: str) -> None:
-    model, _ = tiny_seeing(family)
-    part_of = tell_parts(model)
-    found: dict[Part, set[str]] = {"language": set(), "projector": set(), "vision": set()}
+def test_every_weight_belongs_to_a_component(family: str) -> None:
+    model, _ = tiny_vlm(family)
+    component_of = component_lookup(model)
+    found: dict[Component, set[str]] = {"language": set(), "projector": set(), "vision": set()}
     for name, _ in model.named_parameters():
-        found[part_of(name)].add(name)
+        found[component_of(name)].add(name)
     assert {name for name in found["projector"] if not name.startswith(PROJECTORS[family])} == set()
     assert found["projector"]
     assert {name.split(".")[1] for name in found["vision"]} <= {"vision_tower", "visual", "vision_model"}
@@ -58,41 +58,41 @@ def test_every_weight_has_a_part(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3", "mllama"])
 @pytest.mark.parametrize(
-    ("lora_parts", "whole_parts"),
+    ("lora_components", "modules_to_save"),
     [
         (("language",), ("projector",)),
         (("language", "vision"), ()),
     ],
 )
-def test_the_parts_that_are_named_learn_and_no_other(
-    family: str, lora_parts: tuple[Part, ...], whole_parts: tuple[Part, ...]
+def test_the_named_components_are_trained_and_no_others(
+    family: str, lora_components: tuple[Component, ...], modules_to_save: tuple[Component, ...]
 ) -> None:
-    model, _ = tiny_seeing(family)
-    part_of = tell_parts(model)
-    parts = {name: part_of(name) for name, _ in model.named_parameters()}
-    student = Student(model_id="x", lora_rank=2, lora_parts=lora_parts, whole_parts=whole_parts)
-    adapted = lay_adapter(model, student, sees=True)
-    learning: dict[str, set[str]] = {"lora": set(), "whole": set()}
+    model, _ = tiny_vlm(family)
+    component_of = component_lookup(model)
+    components = {name: component_of(name) for name, _ in model.named_parameters()}
+    student = Student(model_id="x", lora_rank=2, lora_components=lora_components, modules_to_save=modules_to_save)
+    adapted = add_adapter(model, student, is_vlm=True)
+    trained: dict[str, set[str]] = {"lora": set(), "full": set()}
     for name, weight in adapted.named_parameters():
         if weight.requires_grad:
             own = name.removeprefix("base_model.model.")
             if "lora_" in own:
-                learning["lora"].add(parts[own.partition(".lora_")[0] + ".weight"])
+                trained["lora"].add(components[own.partition(".lora_")[0] + ".weight"])
             else:
-                learning["whole"].add(parts[own.replace("modules_to_save.default.", "")])
-    assert learning == {"lora": set(lora_parts), "whole": set(whole_parts)}
+                trained["full"].add(components[own.replace("modules_to_save.default.", "")])
+    assert trained == {"lora": set(lora_components), "full": set(modules_to_save)}
 
 
 def step(model: torch.nn.Module, student: Student) -> None:
-    """One step of a wild optimiser, in training mode."""
+    """Take one optimizer step with a large learning rate, in training mode."""
     model.train()
     layout = ConcatenatedLayout()
     optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1.0)
-    layout.run(model, layout.lay_out([example(student)], score_prompt=False)).sums_C.sum().backward()
+    layout.compute_logps(model, layout.collate([example(student)], score_prompt=False)).sums.sum().backward()
     optimizer.step()
 
 
-def test_what_does_not_learn_stays_bit_by_bit_and_is_given_no_gradient(folder: Path) -> None:
+def test_frozen_weights_stay_identical_and_get_no_gradient(folder: Path) -> None:
     student = Student(model_id=str(folder), lora_rank=2)
     model = load_model(student, trainable=True)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
@@ -107,37 +107,37 @@ def test_what_does_not_learn_stays_bit_by_bit_and_is_given_no_gradient(folder: P
 
 
 @pytest.mark.parametrize("family", ["llava", "idefics3", "gemma3", "mllama"])
-def test_a_projector_is_stepped_on_in_float32_beside_a_bfloat16_student(family: str, tmp_path: Path) -> None:
-    student = Student(model_id=str(save_tiny_seeing(tmp_path, family)), lora_rank=2, dtype="bfloat16")
+def test_the_projector_of_a_bfloat16_student_is_trained_in_float32(family: str, tmp_path: Path) -> None:
+    student = Student(model_id=str(save_tiny_vlm(tmp_path, family)), lora_rank=2, dtype="bfloat16")
     model = load_model(student, trainable=True)
     step(model, student)
-    learning = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    assert any("modules_to_save" in name for name in learning)
-    for name, weight in learning.items():
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert any("modules_to_save" in name for name in trained)
+    for name, weight in trained.items():
         assert weight.dtype == torch.float32, name
         assert weight.grad is not None, name
     assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
 
 
-def test_what_sees_rests_in_training_without_dropout_or_activations(folder: Path) -> None:
+def test_a_frozen_vision_tower_has_no_dropout_and_no_gradients_in_training(folder: Path) -> None:
     student = Student(model_id=str(folder), lora_rank=2)
     model = load_model(student, trainable=True).train()
-    tower = inner_model(model).get_encoder("image")
+    tower = unwrap_model(model).get_encoder("image")
     assert not any(module.training for module in tower.modules())
     assert model.training
     pixels = example(student).image
     assert pixels
-    # gradients are asked for from the first layer on by whoever recomputes activations
-    features = [tower(pixels.inputs["pixel_values"].clone().requires_grad_()).last_hidden_state for _ in range(2)]
+    # gradient checkpointing makes the inputs of the first layer require gradients
+    features = [tower(pixels.tensors["pixel_values"].clone().requires_grad_()).last_hidden_state for _ in range(2)]
     assert torch.equal(*features)  # its attention has a dropout of one half
     assert not features[0].requires_grad
 
 
-def test_the_projector_learns_inside_a_tower_that_rests() -> None:
-    model, _ = tiny_seeing("qwen2_5_vl")
-    adapted = lay_adapter(model, Student(model_id="x", lora_rank=2), sees=True).train()
-    rest(inner_model(adapted))
-    tower = inner_model(adapted).get_encoder("image")
+def test_the_projector_inside_a_frozen_tower_is_trained() -> None:
+    model, _ = tiny_vlm("qwen2_5_vl")
+    adapted = add_adapter(model, Student(model_id="x", lora_rank=2), is_vlm=True).train()
+    freeze_vision_tower(unwrap_model(adapted))
+    tower = unwrap_model(adapted).get_encoder("image")
     assert not any(module.training for module in tower.blocks.modules())
     adapted.eval()
     adapted.train()
@@ -146,15 +146,15 @@ def test_the_projector_learns_inside_a_tower_that_rests() -> None:
     pixels, grid = torch.randn(16, 384), torch.tensor([[1, 4, 4]])
     tower(pixels.requires_grad_(), grid_thw=grid).pooler_output.sum().backward()
     assert pixels.grad is None
-    learning = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
-    assert learning
-    assert all("merger.modules_to_save" in name for name in learning)
+    trained = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
+    assert trained
+    assert all("merger.modules_to_save" in name for name in trained)
 
 
-def test_what_sees_learns_where_it_is_told_to_down_to_its_first_layer(folder: Path) -> None:
-    student = Student(model_id=str(folder), lora_rank=2, lora_parts=("vision",), whole_parts=())
+def test_a_trained_vision_tower_gets_gradients_in_its_first_layer(folder: Path) -> None:
+    student = Student(model_id=str(folder), lora_rank=2, lora_components=("vision",), modules_to_save=())
     model = load_model(student, trainable=True)
-    assert any(module.training for module in inner_model(model).get_encoder("image").modules())
+    assert any(module.training for module in unwrap_model(model).get_encoder("image").modules())
     step(model, student)
     assert any(
         "layers.0" in name and weight.grad.abs().max() > 0
@@ -168,41 +168,32 @@ def test_what_sees_learns_where_it_is_told_to_down_to_its_first_layer(folder: Pa
     assert all("vision_tower" in name for name in grads)
 
 
-def test_without_a_rank_every_weight_of_the_parts_learns(folder: Path) -> None:
+def test_without_lora_every_weight_of_the_components_is_trained(folder: Path) -> None:
     model = load_model(Student(model_id=str(folder), lora_rank=None), trainable=True)
-    part_of = tell_parts(model)
+    component_of = component_lookup(model)
     for name, weight in model.named_parameters():
-        assert weight.requires_grad == (part_of(name) != "vision"), name
+        assert weight.requires_grad == (component_of(name) != "vision"), name
 
 
 @pytest.mark.parametrize("lora_rank", [2, None])
-def test_what_was_trained_sees_the_same_after_saving(folder: Path, tmp_path: Path, lora_rank: int | None) -> None:
+def test_a_saved_student_computes_the_same_after_loading(folder: Path, tmp_path: Path, lora_rank: int | None) -> None:
     student = Student(model_id=str(folder), lora_rank=lora_rank)
     torch.manual_seed(0)
     model = load_model(student, trainable=True)
     step(model, student)
     save_adapter(model, load_processor(student), tmp_path / "adapter")
     layout = ConcatenatedLayout()
-    batch = layout.lay_out([example(student)], score_prompt=False)
+    batch = layout.collate([example(student)], score_prompt=False)
     with torch.no_grad():
-        trained = layout.run(model.eval(), batch).token_logps_N
-        loaded = layout.run(load_model(student, adapter=tmp_path / "adapter"), batch).token_logps_N
-        base = layout.run(load_model(student), batch).token_logps_N
+        trained = layout.compute_logps(model.eval(), batch).token_logps
+        loaded = layout.compute_logps(load_model(student, adapter=tmp_path / "adapter"), batch).token_logps
+        base = layout.compute_logps(load_model(student), batch).token_logps
     torch.testing.assert_close(loaded, trained, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(base, trained, atol=1e-2)
     assert (tmp_path / "adapter" / "processor_config.json").is_file()
 
 
-def test_a_pattern_that_names_no_layer_of_the_parts_is_refused(folder: Path) -> None:
+def test_target_modules_that_match_no_layer_are_rejected(folder: Path) -> None:
     student = Student(model_id=str(folder), lora_rank=2, target_modules=r".*vision_tower.*q_proj")
-    with pytest.raises(UserError, match="names no layer of language"):
+    with pytest.raises(UserError, match="matches no layer of language"):
         load_model(student, trainable=True)
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [({"lora_parts": ()}, "must name a part, got none"), ({"whole_parts": ("language",)}, "both name language")],
-)
-def test_parts_that_make_no_sense_are_refused(parts: dict[str, tuple[Part, ...]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Student(model_id="x", **parts)  # type: ignore[arg-type]

@@ -1,135 +1,100 @@
-"""Many prompts at once, against greedy decoding as the textbook has it: one prompt, no padding, no cache."""
+"""Generation: answers do not depend on the batch, and equal plain greedy decoding."""
 
 from __future__ import annotations
 
-import random
-from typing import Any
+import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
-from transformers.cache_utils import DynamicLayer
 
-from mint_ray.students import generation
-from mint_ray.students.generation import RoomyLayer, begin_answers, decode_greedily
-from tests.tiny import tiny_model
+from mint_ray.config.loader import UserError
+from mint_ray.records import Message
+from mint_ray.students.config import Generation, Student
+from mint_ray.students.generation import StudentGenerator
+from mint_ray.students.loading import load_model, load_tokenizer
+from tests.tiny import save_tiny_student
 
-PAD = 2
-NEW = 37
-"""More than two stretches, and no multiple of one."""
-
-
-def draw(length: int, seed: int) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(3, 300) for _ in range(length)]
-
-
-PREFIX = draw(9, 0)
-PROMPTS = {
-    "a prefix that all share": [PREFIX + draw(length, seed) for seed, length in enumerate((3, 12, 1, 7), 1)],
-    "none": [draw(length, seed) for seed, length in enumerate((3, 12, 1, 7), 1)],
-    "one prompt": [[*PREFIX, 5, 6]],
-    "one that all others begin with": [PREFIX, [*PREFIX, 7, 8], [*PREFIX, 9]],
-    "twice the same": [PREFIX, PREFIX],
-}
+PROMPTS = [
+    [Message(role="user", content=text)]
+    for text in (
+        "Which diseases fit this case best?",
+        "A boy of four years with short stature, seizures and a broad nasal bridge was seen at the clinic. " * 3,
+        "liver",
+        "The most likely tissues are kidney, breast, colon and skin. Which of them is this?",
+        "1. Noonan syndrome 2. Marfan syndrome",
+    )
+]
 
 
-def set_up(model: Any, end_ids: list[int]) -> Any:
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=end_ids, pad_token_id=PAD)
-    return model.eval()
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_student(tmp_path / "student")
 
 
-@torch.inference_mode()
-def textbook(model: Any, prompt: list[int], end_ids: list[int]) -> list[int]:
-    ids = list(prompt)
-    for _ in range(NEW):
-        token = int(model(torch.tensor([ids])).logits[0, -1].argmax())
-        if token in end_ids:
-            break
-        ids.append(token)
-    return ids[len(prompt) :]
+@pytest.fixture
+def student(folder: Path) -> Student:
+    return Student(model_id=str(folder), lora_rank=4, lora_alpha=8)
 
 
-@torch.inference_mode()
-def decoded(model: Any, prompts: list[list[int]], end_ids: list[int]) -> list[list[int]]:
-    return decode_greedily(model, prompts, pad_id=PAD, end_ids=end_ids, max_new_tokens=NEW)
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
-@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
-def test_answers_are_those_of_the_textbook(family: str, prompts: list[list[int]]) -> None:
-    model = set_up(tiny_model(family=family), [PAD])
-    said = [textbook(model, prompt, []) for prompt in prompts]
-    # end tokens that come at different places: at once, within a stretch, in a later one, never
-    ends = sorted({said[0][0], said[-1][20], said[len(said) // 2][3]})
-    for end_ids in ([PAD], ends):
-        model = set_up(model, end_ids)
-        expected = [textbook(model, prompt, end_ids) for prompt in prompts]
-        assert decoded(model, prompts, end_ids) == expected
-    assert len({len(answer) for answer in expected}) > 1 or len(expected) < 3
-
-
-def test_what_prompts_begin_with_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ran = set_up(tiny_model(), [PAD]), []
-    forward = model.forward
-
-    def counted(input_ids: torch.Tensor, **arguments: Any) -> Any:
-        ran.append(tuple(input_ids.shape))
-        return forward(input_ids, **arguments)
-
-    monkeypatch.setattr(model, "forward", counted)
-    prompts = PROMPTS["a prefix that all share"]
-    decode_greedily(model, prompts, pad_id=PAD, end_ids=[PAD], max_new_tokens=2)
-    assert ran == [(1, 9), (4, 12), (4, 1)]
-
-
-def test_rows_that_have_ended_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = set_up(tiny_model(), [PAD])
-    prompts = PROMPTS["none"]
-    said = [textbook(model, prompt, []) for prompt in prompts]
-    end = next(token for token in said[0] if all(token not in other for other in said[1:]))
-    model, rows = set_up(model, [end]), []
-    generate = model.generate
-
-    def counted(input_ids: torch.Tensor, **arguments: Any) -> Any:
-        rows.append(len(input_ids))
-        return generate(input_ids=input_ids, **arguments)
-
-    monkeypatch.setattr(model, "generate", counted)
-    answers = decode_greedily(model, prompts, pad_id=PAD, end_ids=[end], max_new_tokens=NEW)
-    assert answers == [said[0][: said[0].index(end)], *said[1:]]
-    assert rows[0] == 4
-    assert rows[-1] == 3
-
-
-def test_padding_in_the_wrong_place_would_show() -> None:
-    model = set_up(tiny_model(), [PAD])
-    prompts = PROMPTS["a prefix that all share"]
-    begun = begin_answers(model, prompts, PAD)
-    assert begun["attention_mask"].sum(1).tolist() == [len(prompt) for prompt in prompts]
-    begun["attention_mask"] = torch.ones_like(begun["attention_mask"])
+def greedy_ids(student: Student, prompt: list[Message], steps: int) -> list[int]:
+    """Decode greedily without padding or cache: the whole text runs again at every step."""
+    tokenizer, model = load_tokenizer(student), load_model(student)
+    text = tokenizer.apply_chat_template(
+        [dataclasses.asdict(message) for message in prompt], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    new: list[int] = []
     with torch.inference_mode():
-        seen = model.generate(**begun, max_new_tokens=NEW)[:, begun["input_ids"].shape[1] :].tolist()
-    assert seen != [textbook(model, prompt, []) for prompt in prompts]
+        for _ in range(steps):
+            new.append(int(model(ids).logits[0, -1].argmax()))
+            ids = torch.cat([ids, torch.tensor([new[-1:]])], dim=1)
+    return new
 
 
-def test_a_layer_with_room_holds_what_one_without_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "ROOM", 3)
-    generator = torch.Generator().manual_seed(0)
-    ours, theirs = RoomyLayer(), DynamicLayer()
-    rows = 4
-    for step, tokens in enumerate((5, 1, 1, 1, 1, 4, 1, 1)):
-        new = [torch.randn(rows, 2, tokens, 3, generator=generator) for _ in range(2)]
-        for given, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
-            torch.testing.assert_close(given, wanted, rtol=0, atol=0)
-        if step in (2, 4):
-            # as many rows as before, in another order; and fewer
-            kept = torch.tensor([2, 0, 3, 1] if step == 2 else [1, 3])
-            for layer in (ours, theirs):
-                layer.batch_select_indices(kept)
-            rows = len(kept)
-    for layer in (ours, theirs):
-        layer.crop(-2)
-    new = [torch.randn(rows, 2, 1, 3, generator=generator) for _ in range(2)]
-    for given, wanted in zip(ours.update(*new), theirs.update(*new), strict=True):
-        torch.testing.assert_close(given, wanted, rtol=0, atol=0)
+def test_an_answer_does_not_depend_on_the_batch(student: Student) -> None:
+    generator = StudentGenerator(student, Generation(max_new_tokens=24), batch_size=4)
+    together = generator.generate(PROMPTS)
+    assert together == [generator.generate([prompt])[0] for prompt in PROMPTS]
+    assert generator.generate(PROMPTS[::-1]) == together[::-1]
+    assert len(set(together)) == len(PROMPTS)
+
+
+def test_answers_equal_plain_greedy_decoding(student: Student) -> None:
+    answers = StudentGenerator(student, Generation(max_new_tokens=12)).generate(PROMPTS)
+    tokenizer = load_tokenizer(student)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = greedy_ids(student, prompt, 12)
+        end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+        assert answer == tokenizer.decode(ids[:end], skip_special_tokens=True)
+
+
+def test_an_answer_ends_before_eos(folder: Path, student: Student) -> None:
+    tokenizer = load_tokenizer(student)
+    ids = greedy_ids(student, PROMPTS[0], 12)
+    # the fifth token of the answer becomes an EOS token of the checkpoint
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [2, ids[4]]}))
+    answer, other = StudentGenerator(student, Generation(max_new_tokens=12)).generate(PROMPTS[:2])
+    assert ids[4] not in ids[:4]
+    assert answer == tokenizer.decode(ids[:4], skip_special_tokens=True)
+    assert other
+
+
+def test_sampling_settings_of_the_checkpoint_are_ignored(folder: Path, student: Student) -> None:
+    before = StudentGenerator(student, Generation(max_new_tokens=12)).generate(PROMPTS)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "min_new_tokens": 3}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert StudentGenerator(student, Generation(max_new_tokens=12)).generate(PROMPTS) == before
+
+
+def test_no_prompts_give_no_answers(student: Student) -> None:
+    assert StudentGenerator(student, Generation()).generate([]) == []
+
+
+def test_a_prompt_that_exceeds_the_context_is_rejected(student: Student) -> None:
+    generator = StudentGenerator(student, Generation(max_new_tokens=2040))
+    with pytest.raises(UserError, match=r"2040 new tokens exceed the model's context of 2048"):
+        generator.generate(PROMPTS)

@@ -1,7 +1,7 @@
-"""Turn the published EfficientNet-Lite0 checkpoint into safetensors of transformers' own EfficientNet.
+"""Conversion of the published EfficientNet-Lite0 checkpoint to safetensors of transformers' EfficientNet.
 
-Lite is EfficientNet-B0 with ReLU6 and without squeeze-and-excitation (Tan, 2020). transformers always squeezes, so
-those layers are given weights under which they multiply by exactly one: no bit changes, and no gradient reaches them.
+Lite is EfficientNet-B0 with ReLU6 and without squeeze-and-excitation (Tan, 2020). transformers always has these layers,
+so they get weights with which they multiply by exactly one: the output is bit-identical, and they get no gradient.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ BLOCK = {
     "_project_conv": "projection.project_conv",
     "_bn2": "projection.project_bn",
 }
-OPEN = 100.0
-"""Bias behind which a sigmoid is 1 to the last bit in any float format."""
+SATURATED_BIAS = 100.0
+"""Bias for which a sigmoid is exactly 1 in every floating-point format."""
 
 
 def convert_efficientnet(checkpoint: Path, folder: Path) -> None:
-    """Write the model behind the `.pth` file `checkpoint` into the new `folder`, as `from_pretrained` reads it.
+    """Write the model in the `.pth` file `checkpoint` to the new `folder`, for `from_pretrained`.
 
-    The file is a pickle and is read as one of tensors only; anything else in it is refused by torch.
+    The file is a pickle; it is loaded with `weights_only`, so torch refuses anything but tensors.
     """
     config = EfficientNetConfig(
         image_size=224,
@@ -37,17 +37,17 @@ def convert_efficientnet(checkpoint: Path, folder: Path) -> None:
         depth_coefficient=1.0,
         hidden_act="relu6",
         hidden_dim=1280,
-        squeeze_expansion_ratio=0.001,  # one channel, for there has to be one
+        squeeze_expansion_ratio=0.001,  # one channel, the minimum
     )
     model = EfficientNetModel(config)
     weights = {
-        name: torch.full_like(tensor, OPEN if name.endswith("expand.bias") else 0.0)
+        name: torch.full_like(tensor, SATURATED_BIAS if name.endswith("expand.bias") else 0.0)
         for name, tensor in model.state_dict().items()
         if ".squeeze_excite." in name
     }
     for name, tensor in torch.load(checkpoint, map_location="cpu", weights_only=True).items():
-        if not name.startswith("_fc."):  # the head of ImageNet's thousand classes
-            weights[_renamed(name)] = tensor
+        if not name.startswith("_fc."):  # the classification head of ImageNet's thousand classes
+            weights[_new_name(name)] = tensor
     model.load_state_dict(weights)
     model.save_pretrained(folder)
     preprocessing = {
@@ -55,12 +55,13 @@ def convert_efficientnet(checkpoint: Path, folder: Path) -> None:
         "size": {"height": 224, "width": 224},
         "image_mean": [127 / 255] * 3,
         "image_std": [128 / 255] * 3,
-        "include_top": False,  # else transformers' own image processor divides by the deviation a second time
+        "include_top": False,  # otherwise transformers' image processor divides by the standard deviation twice
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1))
 
 
-def _renamed(name: str) -> str:
+def _new_name(name: str) -> str:
+    """Return the name in transformers' model of a tensor of the published checkpoint."""
     module, _, leaf = name.rpartition(".")
     if not module.startswith("_blocks."):
         return f"{(STEM | TOP)[module]}.{leaf}"

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 as transformers runs it, against the network written out plainly."""
+"""Conversion of EfficientNet-Lite0, compared with a plain implementation of the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModel
 
-from mint_ray.models.efficientnet import convert_efficientnet
+from mint_ray.models.convert_efficientnet import convert_efficientnet
 
 # repeats, kernel, stride, expansion, channels in and out: table 1 of Tan and Le, ICML 2019
 STAGES = [
@@ -25,7 +25,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Plain:
-    """The network under the names of the published checkpoint; draws its weights as it goes the first time."""
+    """The network with the tensor names of the published checkpoint; each call draws new random weights."""
 
     def __init__(self) -> None:
         self.weights: Weights = {}
@@ -62,9 +62,9 @@ class Plain:
             f"{norm}.running_var": variance,
             f"{norm}.num_batches_tracked": torch.tensor(1),
         }
-        # as TensorFlow pads: what is odd goes to the right and below
-        whole = max((-(-x.shape[2] // stride) - 1) * stride + kernel - x.shape[2], 0)
-        x = functional.pad(x, (whole // 2, whole - whole // 2) * 2)
+        # TensorFlow's padding: an odd pixel goes to the right and bottom
+        total = max((-(-x.shape[2] // stride) - 1) * stride + kernel - x.shape[2], 0)
+        x = functional.pad(x, (total // 2, total - total // 2) * 2)
         x = functional.conv2d(x, weight, stride=stride, groups=groups)
         return functional.batch_norm(x, mean, variance, scale, bias, eps=1e-3)
 
@@ -72,7 +72,7 @@ class Plain:
         return torch.randn(shape, generator=self.generator)
 
 
-def test_a_converted_checkpoint_computes_what_the_network_does(tmp_path: Path) -> None:
+def test_a_converted_checkpoint_computes_the_same_features(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     plain = Plain()
@@ -82,15 +82,15 @@ def test_a_converted_checkpoint_computes_what_the_network_does(tmp_path: Path) -
     convert_efficientnet(tmp_path / "lite0.pth", tmp_path / "model")
     model = AutoModel.from_pretrained(tmp_path / "model", use_safetensors=True).eval()
     with torch.no_grad():
-        made = model(images).last_hidden_state
+        features = model(images).last_hidden_state
     assert float(expected.std()) > 0.1
-    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features, expected, atol=1e-4, rtol=1e-4)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
     }
-    # (colour - 127) / 128, as the network was trained, and not divided a second time
+    # (color - 127) / 128, as in training, and divided only once
     processor = AutoImageProcessor.from_pretrained(tmp_path / "model", backend="pil")
     flat = np.full((224, 224, 3), [255, 127, 0], dtype=np.uint8)
     values = processor([flat], return_tensors="pt")["pixel_values"][0, :, 5, 5]

@@ -1,4 +1,4 @@
-"""Turn a GGUF file into the folder of float32 safetensors that training needs."""
+"""Conversion of a GGUF file to a folder of float32 safetensors, which training needs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mint_ray.config.loader import UserError
 
 
-def dequantize(gguf: Path, folder: Path) -> None:
-    """Write model and tokenizer of `gguf` into `folder`; tied embeddings stay tied.
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write model and tokenizer of `gguf` to `folder`; tied embeddings stay tied.
 
-    Raises UserError if the tokenizer in the file lacks a chat template or an end token.
+    Raises:
+        UserError: The tokenizer in the file has no chat template or no EOS token.
     """
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     if not tokenizer.chat_template or tokenizer.eos_token is None:
-        raise UserError(f"{gguf.name}: its tokenizer has no chat template or no end token")
+        raise UserError(f"{gguf.name}: its tokenizer has no chat template or no EOS token")
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # transformers calls a model that came from GGUF quantised and refuses to save it, though its weights are plain
+    # transformers marks a model loaded from GGUF as quantized and refuses to save it, although its weights are float32
     dropped = {"quantization_config", "_name_or_path", "_model_name_or_path"}
     plain = {key: value for key, value in loaded.config.to_dict().items() if key not in dropped}
     config = type(loaded.config).from_dict(plain)
