@@ -1,4 +1,4 @@
-"""What a student may look up: documents, and how those nearest to a query are found."""
+"""Retrievers: search documents for the passages that a student reads ahead of a note."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mint_ray.retrievers.config import AnyRetriever, Bm25, Dense
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One text that can be found."""
+    """One text that can be retrieved."""
 
     document_id: str
     title: str
     text: str
     label_id: str | None = None
-    """The label that it is about, where that is known; for counting recall alone."""
+    """Label that the document is about, if known; used for recall only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """One document that was found."""
+    """One retrieved document."""
 
     document_id: str
     score: float
@@ -30,21 +30,26 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """Finds the documents nearest to a query: `index` first, then `search`."""
+    """Searches documents for the best matches of a query: `index` first, then `search`."""
 
     def inputs(self) -> dict[str, str]:
-        """Identity of everything it reads beside the documents. Raises UserError when something is missing."""
+        """Return the identity of everything it reads besides the documents; loads no torch.
+
+        Raises UserError if something is missing.
+        """
 
     def index(self, documents: Sequence[Document]) -> None:
-        """Make the documents ready to be searched."""
+        """Build the index of the documents."""
 
-    def search(self, queries: Sequence[str], most: int) -> list[list[Hit]]:
-        """At most `most` documents for each query, best first, equals in the order of the documents; the same query
-        finds the same in any batch."""
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """Return at most `top_k` documents per query, best first, equal scores in the order of the documents.
+
+        The result of a query does not depend on the others of the batch.
+        """
 
 
 def build_retriever(config: AnyRetriever) -> Retriever:
-    """The retriever that `config` describes, without documents yet."""
+    """Build the retriever of the settings, without documents; loads no torch."""
     match config:
         case Bm25():
             from mint_ray.retrievers.bm25 import Bm25Retriever

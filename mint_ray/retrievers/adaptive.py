@@ -1,15 +1,15 @@
-"""Keep the passages with which a student is surer of its answer than without.
+"""Adaptive retrieval: keep the passages that increase the student's confidence in its answer.
 
-The criterion. Let p(y | x, S) be the student's probability of naming label y first, given note x and passages S, made
-to sum to 1 over the candidate labels of the task. Its confidence is c(S) = max over y of log p(y | x, S). Beginning
-with none, and taking passages best match first, a passage d joins S if c(S + d) > c(S). So what is shown in the end
-was itself scored, and no passage is in it that made the student less sure when it came.
+Let p(y | x, S) be the student's probability of naming label y first, given note x and passages S, normalized over the
+labels of the task. Its confidence is c(S) = max over y of log p(y | x, S). Starting with no passages, and trying them
+best match first, a passage d is added to S if c(S + d) > c(S). So the final set was scored itself, and every passage in
+it increased the confidence when it was added.
 
-No truth is used: y runs over all labels alike, and which of them is the record's own is nowhere asked. Being surer is
-not being right: a student that repeats what it reads grows surer by any passage.
+The true label is not used: y runs over all labels alike. Higher confidence does not imply a correct answer: a student
+that repeats what it reads becomes more confident with any passage.
 
-After the idea of RA-BLIP (arXiv 2410.14154) that the model itself tells which of what was retrieved is of use; there it
-is trained to, here its likelihoods are read.
+The idea that the model itself decides which retrieved passages are useful is that of RA-BLIP (arXiv 2410.14154), which
+trains it for that; here only its likelihoods are read.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ Passage = TypeVar("Passage")
 
 
 def confidence(logps: Sequence[float]) -> float:
-    """Log-probability of the best candidate, given that the answer is one of the candidates; at most 0."""
+    """Return the log-probability of the best candidate among the candidates; at most 0.
+
+    `logps` are log-probabilities up to a common constant.
+    """
     best = max(logps)
-    # the best is taken out ahead of the sum, so that none of it underflows
+    # subtracted before the exponential, to avoid underflow
     return -math.log(sum(math.exp(logp - best) for logp in logps))
 
 
-def keep_rising(
+def select_passages(
     passages: Sequence[Passage], confidence_with: Callable[[list[Passage]], float]
 ) -> tuple[list[Passage], list[float]]:
-    """The passages that join, and the confidence with none and with each that was tried added to what had joined."""
-    kept: list[Passage] = []
-    best = confidence_with(kept)
+    """Return the selected passages, and the confidence without passages and with each passage that was tried."""
+    selected: list[Passage] = []
+    best = confidence_with(selected)
     tried = [best]
     for passage in passages:
-        with_it = confidence_with([*kept, passage])
-        tried.append(with_it)
-        if with_it > best:
-            kept, best = [*kept, passage], with_it
-    return kept, tried
+        value = confidence_with([*selected, passage])
+        tried.append(value)
+        if value > best:
+            selected, best = [*selected, passage], value
+    return selected, tried

@@ -1,9 +1,9 @@
-"""Settings of retrieval: which documents there are, how they are searched, and what the student is shown of them."""
+"""Settings of retrieval: the documents, how they are searched, and the passages that a student reads."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,33 +12,34 @@ from mint_ray.config.loader import settings
 
 @settings
 class Profiles:
-    """One document a label: its name and its annotated findings, most frequent first."""
+    """One document per label: its name and its annotated findings, most frequent first."""
 
     kind: Literal["profiles"] = "profiles"
 
 
 @settings
 class Table:
-    """Documents that someone else wrote; none is split, so a file of long ones is better cut into passages first."""
+    """Documents of a file. They are not split, so split long ones into passages beforehand."""
 
     kind: Literal["table"] = "table"
     uri: str
-    """Parquet, CSV or JSONL with the columns `document_id` and `text`, and where there are any `title` and `label_id`
-    (the label that a document is about; recall is counted with it, and nothing else reads it)."""
+    """Parquet, CSV or JSONL with the columns `document_id` and `text`, and optionally `title` and `label_id` (the label
+    that a document is about, which is used for recall only)."""
 
 
 AnyDocuments = Annotated[Profiles | Table, Field(discriminator="kind")]
+"""Settings of `documents`, selected by `kind`."""
 
 
 @settings
 class Bm25:
-    """By shared words, rare ones counting most (Lucene's form of BM25)."""
+    """Okapi BM25 (Lucene's variant): shared words, weighted by their rarity."""
 
     kind: Literal["bm25"] = "bm25"
     k1: float = 1.5
-    """How slowly a word's repetition stops to count."""
+    """Saturation of term frequency: larger values give repeated words more weight."""
     b: float = 0.75
-    """How much long documents are held back: 0 not at all, 1 in full."""
+    """Normalization by document length: 0 none, 1 full."""
 
     def __post_init__(self) -> None:
         if self.k1 < 0:
@@ -49,20 +50,20 @@ class Bm25:
 
 @settings
 class Dense:
-    """By the cosine between sentence embeddings, each the mean over the tokens of a text."""
+    """Cosine similarity of sentence embeddings, which are means over the tokens of a text."""
 
     kind: Literal["dense"] = "dense"
     model_id: str
-    """Sentence encoder: a bundled one such as `bundled:all-minilm-l6-v2`, a folder in safetensors with its tokenizer,
-    or an id on the Hugging Face Hub."""
+    """Sentence encoder: bundled, such as `bundled:all-minilm-l6-v2`, a folder in safetensors with its tokenizer, or an
+    id on the Hugging Face Hub."""
     revision: str | None = None
-    """Commit of an encoder of the Hub, all 40 digits; none for a folder."""
+    """Commit of an encoder on the Hub, 40 hexadecimal digits; null for a folder."""
     max_tokens: int = 256
-    """What of a text is embedded: its first so many tokens."""
+    """Maximum number of tokens of a text; the rest is truncated."""
     query_prefix: str = ""
-    """What the encoder wants ahead of a query, such as `query: `."""
+    """Text that the encoder expects before a query, such as `query: `."""
     document_prefix: str = ""
-    """What it wants ahead of a document."""
+    """Text that the encoder expects before a document."""
 
     def __post_init__(self) -> None:
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
@@ -72,27 +73,30 @@ class Dense:
 
 
 AnyRetriever = Annotated[Bm25 | Dense, Field(discriminator="kind")]
+"""Settings of `retriever`, selected by `kind`."""
 
 
 @settings
 class Retrieval:
-    """What a student is given to read ahead of each note; the note itself is what is searched with."""
+    """Retrieval of passages that the student reads ahead of each note; the note is the query."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"passages": "max_passages"}
 
     documents: AnyDocuments = Profiles()
     retriever: AnyRetriever = Bm25()
-    passages: int = 3
-    """Documents found for each record, at most."""
+    max_passages: int = 3
+    """Maximum number of documents retrieved for each record."""
     max_passage_words: int = 100
-    """Words shown of each; what comes behind them is cut."""
+    """Maximum number of words of each passage; the rest is truncated."""
     max_prompt_tokens: int | None = None
-    """Longest prompt with its passages, in the student's tokens; null: what its context has beside the answer. Where it
-    would be longer, passages are cut, the last one first, and never the note."""
+    """Maximum number of tokens of the prompt with its passages; null: the student's context length without the answer.
+    Passages are truncated to fit, the last one first; the note is never truncated."""
     adaptive: bool = False
-    """Show only passages with which the student is surer of its answer than without (`mint_ray.retrievers.adaptive`);
-    asks it for the likelihood of every label up to `passages` + 1 times a record."""
+    """Use only passages that increase the student's confidence in its answer (`mint_ray.retrievers.adaptive`); this
+    ranks all labels up to `max_passages` + 1 times per record."""
 
     def __post_init__(self) -> None:
-        for name in ("passages", "max_passage_words"):
+        for name in ("max_passages", "max_passage_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:

@@ -1,4 +1,4 @@
-"""A two-layer sentence encoder with random weights and a tokenizer of its own."""
+"""A two-layer sentence encoder with random weights, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.tiny import tiny_tokenizer
 
 
 def save_tiny_encoder(folder: Path) -> Path:
-    """Write it into `folder` as `from_pretrained` reads it."""
+    """Write an encoder to `folder`, in the format of `from_pretrained`, and return the folder."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = BertConfig(

