@@ -1,8 +1,9 @@
-"""Lay images beside the tokens of a batch, in the form in which each family of models takes them.
+"""The images of a batch, in the form that each family of vision-language models expects.
 
 Models with image tokens in the prompt (LLaVA, Idefics3, Qwen2-VL, Gemma 3) fill them row by row from left to right, so
-images go in that order. Qwen gives an image's tokens positions on three axes; in Gemma 3 they see each other both ways.
-Models that look at images by cross-attention (Mllama) take an image by the row, and a mask of who may look at it.
+images are concatenated in that order. Qwen2-VL gives image tokens positions on three axes; in Gemma 3 the tokens of an
+image attend to each other in both directions. Models with cross-attention to images (Mllama) take one image per row and
+a mask of the tokens that may attend to it.
 """
 
 from __future__ import annotations
@@ -19,93 +20,94 @@ from mint_ray.config.loader import UserError
 from mint_ray.layouts import Batch, Example
 
 IMAGE = "image."
-"""What the names of those tensors begin with that go to the model as they are."""
+"""Prefix of the batch's tensors that are passed to the model unchanged."""
 
 
-def lay_images(input_ids: Tensor, examples: Sequence[Example]) -> Batch:
-    """The images of `examples`, which stand in `input_ids` (rows, W) in this order, row by row from left to right.
+def collate_images(input_ids: Tensor, examples: Sequence[Example]) -> Batch:
+    """Return the images of `examples`, and `is_image` (rows, W), which marks the image tokens.
 
-    `is_image` (rows, W) says which tokens stand for one. Nothing if no example has an image. Raises UserError naming a
-    record without an image where others have one.
+    `examples` are in the order in which they stand in `input_ids` (rows, W), row by row from left to right. The batch
+    is empty if no example has an image. Raises UserError naming a record without an image if others have one.
     """
     images = [example.image for example in examples if example.image is not None]
     if not images:
         return {}
-    if blind := [example.record_id for example in examples if example.image is None]:
-        raise UserError(f"record {blind[0]!r}: has no image, as other records of its batch have")
-    # Idefics3 counts an image's tiles on the second axis, and knows of no other use for the first
-    axis = 1 if "pixel_attention_mask" in images[0].inputs else 0
-    tensors = {IMAGE + name: torch.cat([image.inputs[name] for image in images], axis) for name in images[0].inputs}
+    if without := [example.record_id for example in examples if example.image is None]:
+        raise UserError(f"record {without[0]!r}: has no image, but other records of its batch have one")
+    # Idefics3 counts tiles on the second axis and allows only one entry on the first
+    axis = 1 if "pixel_attention_mask" in images[0].tensors else 0
+    tensors = {IMAGE + name: torch.cat([image.tensors[name] for image in images], axis) for name in images[0].tensors}
     is_image = (input_ids == images[0].token_id).long()
-    if is_crossed(examples[0]):
-        # a token looks at the image that stands ahead of it, with as many tiles as that has
+    if uses_cross_attention(examples[0]):
+        # a token attends to the image ahead of it, with as many tiles as that image has
         tiles = tensors[f"{IMAGE}aspect_ratio_mask"][:, None]
         tensors[f"{IMAGE}cross_attention_mask"] = (is_image.cumsum(1) > 0)[:, :, None, None].long() * tiles
     return {"is_image": is_image, **tensors}
 
 
-def is_crossed(example: Example) -> bool:
-    """Whether the example's image is looked at by cross-attention."""
-    return example.image is not None and "aspect_ratio_ids" in example.image.inputs
+def uses_cross_attention(example: Example) -> bool:
+    """Return True if the model reads the example's image by cross-attention."""
+    return example.image is not None and "aspect_ratio_ids" in example.image.tensors
 
 
-def image_inputs(batch: Batch) -> dict[str, Tensor]:
-    """What of a batch's images the model's forward takes."""
+def image_kwargs(batch: Batch) -> dict[str, Tensor]:
+    """Return the batch's image tensors as keyword arguments of the model's forward."""
     return {name.removeprefix(IMAGE): tensor for name, tensor in batch.items() if name.startswith(IMAGE)}
 
 
-def token_kinds(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Which tokens stand for an image, for models that make positions or masks of their own from that."""
+def token_type_kwargs(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return the mask of image tokens under the argument name of models that derive positions or masks from it."""
     if "is_image" not in batch:
         return {}
-    takes = inspect.signature(inner_model(model).forward).parameters
-    return {name: batch["is_image"] for name in ("mm_token_type_ids", "token_type_ids") if name in takes}
+    parameters = inspect.signature(unwrap_model(model).forward).parameters
+    return {name: batch["is_image"] for name in ("mm_token_type_ids", "token_type_ids") if name in parameters}
 
 
-def both_ways(model: nn.Module) -> bool:
-    """Whether the tokens of an image see each other both ways, as Gemma 3 has it."""
-    return "token_type_ids" in inspect.signature(inner_model(model).forward).parameters
+def attends_within_images(model: nn.Module) -> bool:
+    """Return True if the tokens of an image attend to each other in both directions, as in Gemma 3."""
+    return "token_type_ids" in inspect.signature(unwrap_model(model).forward).parameters
 
 
-def blocks(is_image: Tensor) -> Tensor:
-    """The number, within its row, of the image that each token stands for; -1 of a token of text."""
+def image_numbers(is_image: Tensor) -> Tensor:
+    """Return for each token the number of its image within the row; -1 for text tokens. Shape (rows, W)."""
     starts = is_image.bool() & ~pad(is_image, (1, 0))[:, :-1].bool()
     return torch.where(is_image.bool(), starts.long().cumsum(1) - 1, -1)
 
 
-def positions(model: nn.Module, batch: Batch) -> Tensor:
-    """`position_ids` (rows, W) of the shared-prefix layout; (axes, rows, W) for a model with several axes.
+def model_position_ids(model: nn.Module, batch: Batch) -> Tensor:
+    """Return `position_ids` (rows, W) of the shared-prefix layout; (axes, rows, W) for a model with several axes.
 
-    On those a prefix has the positions that the model itself gives it, and completions go on behind the last of them.
+    With several axes a prefix has the positions that the model itself computes for it, and completions continue after
+    the largest of them.
     """
-    rope_index = getattr(getattr(inner_model(model), "model", None), "get_rope_index", None)
+    get_rope_index = getattr(getattr(unwrap_model(model), "model", None), "get_rope_index", None)
     plain = batch["position_ids"]
-    if rope_index is None or "is_image" not in batch:
+    if get_rope_index is None or "is_image" not in batch:
         return plain
-    places = batch["prefixes_B4"].tolist()
-    width = max(length for *_, length in places)
+    prefixes = batch["prefixes_B4"].tolist()
+    width = max(length for *_, length in prefixes)
 
-    def of_prefixes(values: Tensor) -> Tensor:
+    def prefix_rows(values: Tensor) -> Tensor:
         return torch.stack(
-            [pad(values[row, start : start + length], (0, width - length)) for _, row, start, length in places]
+            [pad(values[row, start : start + length], (0, width - length)) for _, row, start, length in prefixes]
         )
 
-    own, _ = rope_index(
-        input_ids=of_prefixes(batch["input_ids"]),
-        mm_token_type_ids=of_prefixes(batch["is_image"]),
+    computed, _ = get_rope_index(
+        input_ids=prefix_rows(batch["input_ids"]),
+        mm_token_type_ids=prefix_rows(batch["is_image"]),
         image_grid_thw=batch[f"{IMAGE}image_grid_thw"],
-        attention_mask=of_prefixes(torch.ones_like(plain)),
+        attention_mask=prefix_rows(torch.ones_like(plain)),
     )
-    spread = plain.expand(len(own), *plain.shape).clone()
-    for index, (record, row, start, length) in enumerate(places):
-        prefix = own[:, index, :length]
-        spread[:, batch["records"] == record] += prefix.max() + 1 - length
-        spread[:, row, start : start + length] = prefix
-    return spread
+    position_ids = plain.expand(len(computed), *plain.shape).clone()
+    for index, (record, row, start, length) in enumerate(prefixes):
+        prefix = computed[:, index, :length]
+        position_ids[:, batch["records"] == record] += prefix.max() + 1 - length
+        position_ids[:, row, start : start + length] = prefix
+    return position_ids
 
 
-def inner_model(model: nn.Module) -> Any:
-    """The model of transformers inside what DDP, DeepSpeed and PEFT wrap around it."""
+def unwrap_model(model: nn.Module) -> Any:
+    """Return the transformers model inside the wrappers of DDP, DeepSpeed and PEFT."""
     while isinstance(wrapped := getattr(model, "module", None), nn.Module):
         model = wrapped
     base = getattr(model, "get_base_model", None)

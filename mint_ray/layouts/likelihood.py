@@ -1,4 +1,7 @@
-"""How likely a model finds each of many completions behind one prompt."""
+"""Log-probabilities of many completions of one prompt.
+
+Tested by tests/teachers/test_generative.py and tests/students/test_constrained_decoding.py.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mint_ray.layouts import Example, Image, Layout
+from mint_ray.layouts import Example, ImageInputs, Layout
 
 COMPLETIONS_PER_PASS = 256
-"""Most completions behind one prompt in one forward pass; a fixed cut, so that a score depends on its record alone."""
+"""Maximum number of completions in one forward pass; constant, so that a score depends on its record alone."""
 
-Normalise = Literal["mean", "sum"]
+LengthNormalization = Literal["mean", "sum"]
 
 
 @torch.inference_mode()
@@ -23,21 +26,29 @@ def completion_scores(
     prompt_ids: Sequence[int],
     completions: Sequence[Sequence[int]],
     *,
-    normalise: Normalise,
+    length_normalization: LengthNormalization,
     record_id: str = "",
-    image: Image | None = None,
+    image: ImageInputs | None = None,
 ) -> list[float]:
-    """Log-probability of each completion behind the prompt: its mean by token, or its sum; in the order given.
+    """Return the log-probability of each completion given the prompt, in order.
 
-    The prompt runs once for every `COMPLETIONS_PER_PASS` completions. `image` is what the prompt has
-    room for; `record_id` is named in errors.
+    The prompt runs once per `COMPLETIONS_PER_PASS` completions.
+
+    Args:
+        model: A causal language model.
+        layout: A layout that `choose_layout` has chosen for `model`.
+        prompt_ids: Tokens of the prompt, image tokens included.
+        completions: Tokens of the completions.
+        length_normalization: `sum` of the log-probabilities of a completion's tokens, or their `mean`.
+        record_id: Id of the record in error messages.
+        image: The image that the prompt has tokens for.
     """
     device = next(model.parameters()).device
     scores: list[float] = []
     for start in range(0, len(completions), COMPLETIONS_PER_PASS):
-        some = [list(completion) for completion in completions[start : start + COMPLETIONS_PER_PASS]]
-        example = Example(record_id=record_id, prompt_ids=list(prompt_ids), completions=some, pairs=[], image=image)
-        batch = layout.lay_out([example], score_prompt=False)
-        logps = layout.run(model, {name: tensor.to(device) for name, tensor in batch.items()})
-        scores += (logps.means_C if normalise == "mean" else logps.sums_C).tolist()
+        chunk = [list(completion) for completion in completions[start : start + COMPLETIONS_PER_PASS]]
+        example = Example(record_id=record_id, prompt_ids=list(prompt_ids), completions=chunk, pairs=[], image=image)
+        batch = layout.collate([example], score_prompt=False)
+        logps = layout.compute_logps(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        scores += (logps.means if length_normalization == "mean" else logps.sums).tolist()
     return scores

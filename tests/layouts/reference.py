@@ -1,4 +1,4 @@
-"""TRL's trainers over the tokens of examples: the log-probabilities, losses and gradients that layouts must give."""
+"""TRL's trainers on tokenized examples: the expected log-probabilities, losses and gradients of the layouts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 BETA = 0.5
 TEXT = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-"""A trainer wants some; what it is measured on are the tokens of examples."""
+"""A data set that TRL's trainers require; measurements use the tokens of examples."""
 
 
 @dataclasses.dataclass
 class Measured:
     loss: float
     token_logps: Tensor
-    """Every token of the chosen answer of each pair, then of the rejected."""
+    """Log-probabilities of the tokens of the chosen completion of each pair, then of the rejected."""
     gradients: dict[str, Tensor]
 
 
@@ -42,7 +42,7 @@ class OrpoReference:
         )
 
     def measure(self, examples: list[Example], *, nll_on: str = "full", pad_left: bool = False) -> Measured:
-        """TRL's loss; its likelihood covers prompt and answer, so the answer's alone is taken from TRL's logits."""
+        """Return TRL's loss. TRL's likelihood includes the prompt; for `completion` it is recomputed from TRL's logits."""
         batch = self.trainer.data_collator([row for example in examples for row in features(example)])
         if pad_left:
             batch = moved_right(batch)
@@ -58,9 +58,9 @@ class OrpoReference:
         return Measured(loss.item(), self.token_logps(batch), gradients(model))
 
     def measure_linear(self, examples: list[Example]) -> Measured:
-        """Likelihood over prompt and answer plus the mean log-probabilities of both answers.
+        """Return a loss of the likelihood over prompt and completion and the mean log-probabilities of both completions.
 
-        TRL's odds ratio casts to float32, which these do not.
+        Unlike TRL's odds ratio, it is not cast to float32.
         """
         batch = self.trainer.data_collator([row for example in examples for row in features(example)])
         model = self.trainer.model
@@ -82,7 +82,7 @@ class OrpoReference:
 
 
 class DpoReference:
-    """TRL's DPOTrainer with a tiny model, held to another."""
+    """TRL's DPOTrainer with a tiny model and another as its reference."""
 
     def __init__(self, model: nn.Module, base: nn.Module, folder) -> None:
         self.trainer = DPOTrainer(
@@ -94,7 +94,7 @@ class DpoReference:
         )
 
     def measure(self, examples: list[Example]) -> tuple[Measured, Tensor, Tensor]:
-        """Its loss, and the log-probability of each answer (chosen, then rejected) under the model and its base."""
+        """Return the loss, and the log-probability of each completion (chosen, then rejected) under model and reference."""
         rows = [
             {
                 "prompt_ids": example.prompt_ids,
@@ -115,7 +115,7 @@ class DpoReference:
 
 
 def features(example: Example) -> list[dict[str, list[int]]]:
-    """What TRL's tokenisation makes of each pair."""
+    """Return the tokens of each pair in the columns of TRL's trainers."""
     rows = []
     for pair in example.pairs:
         row = {"prompt_input_ids": example.prompt_ids, "prompt_attention_mask": [1] * len(example.prompt_ids)}
@@ -129,7 +129,7 @@ def features(example: Example) -> list[dict[str, list[int]]]:
 
 
 def moved_right(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same batch with its padding on the left, both sides of one width, as TRL pads them together on the right."""
+    """Return the batch padded on the left, with both sides padded to one width, as TRL pads them on the right."""
     width = max(batch["chosen_input_ids"].shape[1], batch["rejected_input_ids"].shape[1])
     moved = dict(batch)
     for side in ("chosen", "rejected"):
@@ -144,7 +144,7 @@ def moved_right(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def exact_model(family: str) -> nn.Module:
-    """A tiny model that computes in float64 throughout; transformers' norms go by float32 whatever the model's dtype."""
+    """Return a tiny model that computes in float64 throughout; the norms of transformers compute in float32."""
     model = tiny_model(family=family).double()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
@@ -167,7 +167,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def largest_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of any gradient, relative to the norm of all."""
+    """Return the largest error of any gradient, relative to the norm of all gradients."""
     assert actual.keys() == expected.keys()
     norm = torch.sqrt(sum((gradient**2).sum() for gradient in expected.values()))
     return max(float((actual[name] - expected[name]).abs().max() / norm) for name in expected)

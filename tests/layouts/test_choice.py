@@ -5,7 +5,7 @@ import torch
 
 from mint_ray.layouts import Example
 from mint_ray.layouts.choice import choose_layout
-from mint_ray.layouts.masks import SPLIT, attention_of
+from mint_ray.layouts.masks import SPLIT_SDPA, get_attn_implementation
 from tests.tiny import tiny_model
 
 EXAMPLES = [
@@ -20,27 +20,27 @@ def one_thread():
 
 
 @pytest.mark.parametrize(
-    ("family", "layout", "head", "attention"),
+    ("family", "layout", "logits", "attention"),
     [
-        ("llama", "shared_prefix", "chunked", SPLIT),
-        ("qwen3", "shared_prefix", "chunked", SPLIT),
-        ("gemma3", "shared_prefix", "chunked", SPLIT),
-        ("mistral", "shared_prefix", "chunked", SPLIT),
-        # logits divided, or capped, behind the head
-        ("granite", "shared_prefix", "rows", SPLIT),
-        ("gemma2", "shared_prefix", "rows", "eager"),
+        ("llama", "shared_prefix", "chunked", SPLIT_SDPA),
+        ("qwen3", "shared_prefix", "chunked", SPLIT_SDPA),
+        ("gemma3", "shared_prefix", "chunked", SPLIT_SDPA),
+        ("mistral", "shared_prefix", "chunked", SPLIT_SDPA),
+        # logits divided, or capped, after the LM head
+        ("granite", "shared_prefix", "selected", SPLIT_SDPA),
+        ("gemma2", "shared_prefix", "selected", "eager"),
     ],
 )
-def test_a_model_gets_the_fastest_layout_that_serves_it(family, layout, head, attention):
+def test_a_model_gets_the_fastest_layout_that_it_supports(family, layout, logits, attention):
     model = tiny_model(family=family).train()
-    chosen = choose_layout(model, EXAMPLES, row_tokens=64)
-    assert (chosen.name, chosen.head, attention_of(model)) == (layout, head, attention)
-    assert chosen.row_tokens == 64
+    chosen = choose_layout(model, EXAMPLES, max_tokens_per_row=64)
+    assert (chosen.name, chosen.logits, get_attn_implementation(model)) == (layout, logits, attention)
+    assert chosen.max_tokens_per_row == 64
     assert model.training
 
 
 class Rounding(torch.nn.Module):
-    """Logits as far off as bfloat16 leaves those of a trained model, and otherwise for a batch of another shape."""
+    """Logits with errors as large as those of a trained model in bfloat16, which depend on the shape of the batch."""
 
     def __init__(self, inner):
         super().__init__()
@@ -57,7 +57,7 @@ class Rounding(torch.nn.Module):
         return output
 
 
-def test_in_half_precision_rounding_is_told_from_rules_of_the_model_s_own():
+def test_in_half_precision_rounding_is_distinguished_from_positions_that_do_not_restart():
     example = Example(
         record_id="a",
         prompt_ids=[3 + (7 * index) % 90 for index in range(60)],
@@ -71,13 +71,13 @@ def test_in_half_precision_rounding_is_told_from_rules_of_the_model_s_own():
 def test_the_choice_and_its_reason_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="mint_ray.layouts.choice"):
         choose_layout(tiny_model(family="granite"), EXAMPLES)
-    assert "changes its logits behind its output embeddings" in caplog.messages[0]
-    assert caplog.messages[-1].startswith("layout: shared_prefix, rows logits")
+    assert "changes its logits after its output embeddings" in caplog.messages[0]
+    assert caplog.messages[-1].startswith("layout: shared_prefix, selected logits")
     assert "agree within" in caplog.messages[-1]
 
 
 class OwnPositions(torch.nn.Module):
-    """Hands the embeddings of its model on, and what else is asked for, but neither positions nor masks."""
+    """A model that ignores position_ids."""
 
     def __init__(self):
         super().__init__()
@@ -94,13 +94,13 @@ class OwnPositions(torch.nn.Module):
         return self.inner(input_ids, attention_mask=attention_mask, **arguments)
 
 
-def test_a_model_with_positions_of_its_own_falls_back_to_the_concatenated_layout():
+def test_a_model_that_ignores_positions_falls_back_to_the_concatenated_layout():
     model = OwnPositions()
     chosen = choose_layout(model, EXAMPLES)
-    assert (chosen.name, chosen.head, attention_of(model)) == ("concatenated", "chunked", "sdpa")
+    assert (chosen.name, chosen.logits, get_attn_implementation(model)) == ("concatenated", "chunked", "sdpa")
 
 
-def test_a_model_that_gives_nothing_but_logits_gets_the_plainest_layout():
+def test_a_model_that_only_returns_logits_gets_the_plainest_layout():
     class Bare(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -111,4 +111,4 @@ def test_a_model_that_gives_nothing_but_logits_gets_the_plainest_layout():
             return self.inner(input_ids, attention_mask=attention_mask, use_cache=use_cache)
 
     chosen = choose_layout(Bare(), EXAMPLES)
-    assert (chosen.name, chosen.head) == ("concatenated", "all")
+    assert (chosen.name, chosen.logits) == ("concatenated", "all")

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from mint_ray.config.loader import UserError
-from mint_ray.layouts import Example, bookkeeping, chosen_only
+from mint_ray.layouts import Example, chosen_only
+from mint_ray.layouts.batches import pair_tensors
 
 EXAMPLE = Example(
     record_id="a",
@@ -11,7 +12,7 @@ EXAMPLE = Example(
     pairs=[(2, 0), (2, 1), (1, 3)],
     reference_logps=[-1.0, -2.0, -3.0, -4.0],
 )
-FILLER = Example(record_id="", prompt_ids=[1], completions=[[4], [5]], pairs=[])
+PLACEHOLDER = Example(record_id="", prompt_ids=[1], completions=[[4], [5]], pairs=[])
 
 
 def example(**fields):
@@ -27,12 +28,12 @@ def example(**fields):
         ({"reference_logps": [-1.0]}, "'case-7': 1 reference_logps for 2 completions"),
     ],
 )
-def test_a_malformed_example_is_refused_by_name(fields, message):
+def test_a_malformed_example_raises_an_error_with_its_id(fields, message):
     with pytest.raises(UserError, match=message):
         example(**fields)
 
 
-def test_the_chosen_completions_alone_keep_their_pairs_and_reference():
+def test_chosen_completions_keep_their_pairs_and_reference():
     kept = chosen_only(EXAMPLE)
     assert kept.completions == [[5, 6], [7, 8, 9]]
     assert kept.pairs == [(1, 1), (1, 1), (0, 0)]
@@ -40,19 +41,19 @@ def test_the_chosen_completions_alone_keep_their_pairs_and_reference():
     assert chosen_only(example()).reference_logps is None
 
 
-def test_the_likelihood_of_the_chosen_is_over_the_same_tokens_without_the_rejected():
-    whole = bookkeeping([EXAMPLE], score_prompt=True, row_tokens=0)
-    kept = bookkeeping([chosen_only(EXAMPLE)], score_prompt=True, row_tokens=0)
-    assert whole["nll_tokens"] == kept["nll_tokens"] == (3 + 3 + 2) + 3 * 2
-    assert whole["pairs"] == kept["pairs"] == 3
+def test_the_likelihood_counts_the_same_tokens_without_the_rejected_completions():
+    full = pair_tensors([EXAMPLE], score_prompt=True, num_tokens=0)
+    kept = pair_tensors([chosen_only(EXAMPLE)], score_prompt=True, num_tokens=0)
+    assert full["nll_tokens"] == kept["nll_tokens"] == (3 + 3 + 2) + 3 * 2
+    assert full["pairs"] == kept["pairs"] == 3
 
 
-def test_reference_log_probabilities_reach_the_batch_and_fillers_get_zeros():
-    batch = bookkeeping([FILLER, EXAMPLE], score_prompt=False, row_tokens=0)
+def test_reference_log_probabilities_are_in_the_batch_and_placeholders_get_zeros():
+    batch = pair_tensors([PLACEHOLDER, EXAMPLE], score_prompt=False, num_tokens=0)
     assert batch["reference_C"].tolist() == [0, 0, -1, -2, -3, -4]
     assert batch["reference_C"].dtype == torch.float32
     assert batch["chosen_P"].tolist() == [4, 4, 3]
 
 
-def test_a_reference_that_one_record_lacks_is_no_reference():
-    assert "reference_C" not in bookkeeping([EXAMPLE, example()], score_prompt=False, row_tokens=0)
+def test_a_batch_has_no_reference_if_one_record_has_none():
+    assert "reference_C" not in pair_tensors([EXAMPLE, example()], score_prompt=False, num_tokens=0)
