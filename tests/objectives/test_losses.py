@@ -12,13 +12,13 @@ from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from mint_ray.config.loader import UserError, from_data
-from mint_ray.objectives import Answers, build_objective
+from mint_ray.objectives import CompletionLogps, build_objective
 from mint_ray.objectives.config import AnyObjective, Cpo, Dpo, Ipo, Orpo, Sft, SimPo
 from mint_ray.objectives.losses import log1mexp, log_odds_ratio, odds_ratio_losses
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PAIRS = 5
-PREFERENCES = [Orpo(beta=0.3), Dpo(beta=0.2), Ipo(beta=0.4), SimPo(beta=2.5, gamma=0.8), Cpo(beta=0.2)]
+PREFERENCES = [Orpo(beta=0.3), Dpo(beta=0.2), Ipo(beta=0.4), SimPo(beta=2.5, simpo_gamma=0.8), Cpo(beta=0.2)]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def one_thread():
 
 
 def make_trainer(folder, trainer_class, config_class, **options):
-    """TRL's own trainer around the tiny model."""
+    """Return a trainer of TRL with the tiny model."""
     args = config_class(
         output_dir=str(folder), max_length=64, report_to="none", use_cpu=True, bf16=False,
         gradient_checkpointing=False, **options,
@@ -39,9 +39,9 @@ def make_trainer(folder, trainer_class, config_class, **options):
 
 
 def draw_tokens(dtype):
-    """Log-probabilities of tokens, padded with zeros to 2 x PAIRS rows, chosen rows first, and their mask.
+    """Return log-probabilities of tokens, padded with zeros to 2 x PAIRS rows, chosen rows first, and their mask.
 
-    Among the answers are short and long ones, likely and unlikely ones, and one of a single token.
+    The completions are short and long, likely and unlikely, and one has a single token.
     """
     generator = torch.Generator().manual_seed(1)
     counts = torch.tensor([1, 3, 7, 4, 2, 6, 2, 5, 3, 4])
@@ -51,12 +51,12 @@ def draw_tokens(dtype):
     return logps.requires_grad_(), mask
 
 
-def to_answers(logps, mask, reference=None):
+def to_completions(logps, mask, reference=None):
     sums, counts = (logps * mask).sum(1), mask.sum(1)
     sides = [slice(0, PAIRS), slice(PAIRS, None)]
     return [
-        Answers(
-            sums_P=sums[side], counts_P=counts[side], reference_sums_P=None if reference is None else reference[side]
+        CompletionLogps(
+            sums=sums[side], counts=counts[side], reference_sums=None if reference is None else reference[side]
         )
         for side in sides
     ]
@@ -68,35 +68,35 @@ def gradient(loss, leaf):
 
 def test_orpo_equals_trl(tmp_path):
     trl = make_trainer(tmp_path, ORPOTrainer, ORPOConfig, beta=0.3)
-    logps, mask = draw_tokens(torch.float32)  # TRL computes in float32 whatever it gets
-    chosen, rejected = to_answers(logps, mask)
-    expected, *rewards, ratio, _ = trl.odds_ratio_loss(chosen.means_P, rejected.means_P)
+    logps, mask = draw_tokens(torch.float32)  # TRL always computes in float32
+    chosen, rejected = to_completions(logps, mask)
+    expected, *rewards, ratio, _ = trl.odds_ratio_loss(chosen.means, rejected.means)
     objective = build_objective(Orpo(beta=0.3))
     losses = objective.pair_losses(chosen, rejected)
-    # it returns beta x log sigmoid, and takes it off the likelihood term
+    # TRL returns beta x log sigmoid, and subtracts it from the likelihood term
     torch.testing.assert_close(losses, -expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(gradient(losses, logps), -gradient(expected, logps), rtol=1e-6, atol=1e-7)
     for side, reward in zip((chosen, rejected), rewards, strict=True):
         torch.testing.assert_close(objective.rewards(side).detach(), reward)
-    assert -odds_ratio_losses(chosen.means_P, rejected.means_P).mean().item() == pytest.approx(ratio.item(), rel=1e-6)
+    assert -odds_ratio_losses(chosen.means, rejected.means).mean().item() == pytest.approx(ratio.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("config", "options"),
     [
         (Cpo(beta=0.2), {"beta": 0.2}),
-        (SimPo(beta=2.5, gamma=0.8), {"beta": 2.5, "loss_type": "simpo", "simpo_gamma": 0.8, "cpo_alpha": 0.0}),
+        (SimPo(beta=2.5, simpo_gamma=0.8), {"beta": 2.5, "loss_type": "simpo", "simpo_gamma": 0.8, "cpo_alpha": 0.0}),
     ],
     ids=["cpo", "simpo"],
 )
 def test_cpo_and_simpo_equal_trl(tmp_path, config, options):
     trl = make_trainer(tmp_path, CPOTrainer, CPOConfig, **options)
     logps, mask = draw_tokens(torch.float64)
-    # through TRL's own reading of logits, for it is there that sums or means are chosen
+    # through TRL's own log-probabilities, where it takes sums or means
     sides = trl_logps(trl, logps, mask).chunk(2)
     expected, *rewards = trl.cpo_loss(*sides)
     objective = build_objective(config)
-    chosen, rejected = to_answers(logps, mask)
+    chosen, rejected = to_completions(logps, mask)
     losses = objective.pair_losses(chosen, rejected)
     torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient(losses, logps), gradient(expected, logps), rtol=1e-12, atol=1e-12)
@@ -105,10 +105,10 @@ def test_cpo_and_simpo_equal_trl(tmp_path, config, options):
 
 
 def trl_logps(trl, logps, mask):
-    """What CPOTrainer makes of logits under which token 1 has the given log-probabilities, in 3 tokens."""
+    """Return the log-probabilities that CPOTrainer computes from logits of 3 tokens, where token 1 has `logps`."""
     rest = torch.log(-torch.expm1(torch.where(mask, logps, -1.0)) / 2)
     logits = torch.stack([rest, torch.where(mask, logps, 0.0), rest], dim=-1)
-    # one column more on each side: a prompt token, and logits that nothing follows
+    # one more column on each side: a prompt token, and the logits after the last token
     logits = torch.cat([logits, logits[:, -1:]], dim=1)
     labels = torch.cat([torch.full((len(mask), 1), -100), torch.where(mask, 1, -100)], dim=1)
     return trl.get_batch_logps(logits, labels, average_log_prob=trl.loss_type == "simpo")
@@ -131,10 +131,10 @@ def test_dpo_and_ipo_equal_trl(tmp_path, config, loss_type):
         "ref_chosen_logps": reference[:PAIRS],
         "ref_rejected_logps": reference[PAIRS:],
     }
-    # the loss stands inside of its reading of a model's answer, so the model is one that gives these numbers
+    # TRL computes the loss inside the forward pass, so the model returns these numbers
     expected = trl.compute_loss(lambda **_: outputs, inputs)
     objective = build_objective(config)
-    chosen, rejected = to_answers(logps, mask, reference)
+    chosen, rejected = to_completions(logps, mask, reference)
     losses = objective.pair_losses(chosen, rejected)
     torch.testing.assert_close(losses.mean(), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient(losses.mean(), logps), gradient(expected, logps), rtol=1e-12, atol=1e-12)
@@ -148,10 +148,10 @@ def test_dpo_and_ipo_equal_trl(tmp_path, config, loss_type):
 def test_sft_is_cross_entropy_alone():
     objective = build_objective(Sft())
     logps, mask = draw_tokens(torch.float64)
-    chosen, rejected = to_answers(logps, mask)
-    nll = -chosen.sums_P.sum() / chosen.counts_P.sum()
+    chosen, rejected = to_completions(logps, mask)
+    nll = -chosen.sums.sum() / chosen.counts.sum()
     loss = objective.nll_weight * nll + objective.pair_losses(chosen, rejected).mean()
-    # two tokens, of which the first has the given log-probability
+    # two tokens; the first has the given log-probability
     logits = torch.stack([logps[:PAIRS], torch.log(-torch.expm1(torch.where(mask[:PAIRS], logps[:PAIRS], -1.0)))], -1)
     expected = cross_entropy(logits[mask[:PAIRS]], torch.zeros(int(mask[:PAIRS].sum()), dtype=torch.long))
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -166,17 +166,17 @@ def test_sft_is_cross_entropy_alone():
         (Sft(), 0.0),
         # log ratios log 2 and log 1: -log sigmoid(log 2 / 2) = log(1 + 2^-0.5)
         (Dpo(beta=0.5), math.log(1 + 2**-0.5)),
-        # of two tokens and one: log 2 / 2 - 0, aimed at 1
+        # per token: log 2 / 2 - 0, with target 1
         (Ipo(beta=0.5), (math.log(2) / 2 - 1) ** 2),
-        # means log 0.8 and log 0.5: 2 log 1.6 less log 2 is log 1.28
-        (SimPo(beta=2.0, gamma=math.log(2)), math.log(1 + 1 / 1.28)),
+        # means log 0.8 and log 0.5: 2 log 1.6 minus log 2 is log 1.28
+        (SimPo(beta=2.0, simpo_gamma=math.log(2)), math.log(1 + 1 / 1.28)),
         # sums log 0.64 and log 0.5: log 1.28
         (Cpo(beta=1.0), math.log(1 + 1 / 1.28)),
     ],
     ids=lambda value: getattr(value, "kind", ""),
 )
 def test_the_loss_of_a_pair_equals_a_hand_computation(config, expected):
-    # two tokens of probability 0.8, which the reference gives 0.32 together, and one token of 0.5
+    # two tokens of probability 0.8 (0.32 together under the reference), and one token of 0.5
     chosen = to_side([math.log(0.64)], [2], [math.log(0.32)])
     rejected = to_side([math.log(0.5)], [1], [math.log(0.5)])
     loss = build_objective(config).pair_losses(chosen, rejected)
@@ -184,21 +184,21 @@ def test_the_loss_of_a_pair_equals_a_hand_computation(config, expected):
 
 
 def to_side(sums, counts, reference=None):
-    return Answers(
-        sums_P=torch.tensor(sums, dtype=torch.float64),
-        counts_P=torch.tensor(counts),
-        reference_sums_P=None if reference is None else torch.tensor(reference, dtype=torch.float64),
+    return CompletionLogps(
+        sums=torch.tensor(sums, dtype=torch.float64),
+        counts=torch.tensor(counts),
+        reference_sums=None if reference is None else torch.tensor(reference, dtype=torch.float64),
     )
 
 
-def test_log1mexp_equals_float64_arithmetic_on_both_sides_of_its_branch():
+def test_log1mexp_equals_float64_arithmetic_on_both_branches():
     x = torch.tensor([-1e-5, -1e-3, -0.1, -0.69, -0.7, -1.0, -10.0, -18.0])
     expected = torch.log(-torch.expm1(x.double()))
     torch.testing.assert_close(log1mexp(x).double(), expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("config", [*PREFERENCES, Sft()], ids=lambda config: config.kind)
-def test_bfloat16_log_probabilities_are_worked_out_in_float32_and_float64_ones_in_float64(config):
+def test_bfloat16_inputs_are_computed_in_float32_and_float64_ones_in_float64(config):
     objective = build_objective(config)
     for dtype, expected in [
         (torch.bfloat16, torch.float32),
@@ -206,7 +206,7 @@ def test_bfloat16_log_probabilities_are_worked_out_in_float32_and_float64_ones_i
         (torch.float64, torch.float64),
     ]:
         numbers = torch.tensor([-1.0, -2.0], dtype=dtype)
-        side = Answers(sums_P=numbers, counts_P=torch.tensor([1, 2]), reference_sums_P=numbers)
+        side = CompletionLogps(sums=numbers, counts=torch.tensor([1, 2]), reference_sums=numbers)
         assert objective.pair_losses(side, side).dtype == expected
         assert objective.rewards(side).dtype == expected
 
@@ -227,10 +227,10 @@ LOGPS = st.one_of(st.floats(-1e4, 0.0, width=32), st.floats(-(2.0**-17), 0.0, wi
 def test_losses_and_gradients_are_finite_for_all_log_probabilities(config, numbers, counts):
     leaf = torch.tensor(numbers[:2], requires_grad=True)
     chosen, rejected = (
-        Answers(
-            sums_P=leaf[index : index + 1] * 1.0,
-            counts_P=torch.tensor([counts[index]]),
-            reference_sums_P=torch.tensor([numbers[2 + index]]),
+        CompletionLogps(
+            sums=leaf[index : index + 1] * 1.0,
+            counts=torch.tensor([counts[index]]),
+            reference_sums=torch.tensor([numbers[2 + index]]),
         )
         for index in (0, 1)
     )
@@ -247,10 +247,10 @@ def test_losses_and_gradients_are_finite_for_all_log_probabilities(config, numbe
     rejected=st.floats(-30.0, 0.0),
     counts=st.tuples(st.integers(1, 9), st.integers(1, 9)),
 )
-def test_the_loss_falls_as_the_chosen_answer_gets_likelier(config, chosen, rise, rejected, counts):
+def test_the_loss_decreases_as_the_chosen_completion_becomes_more_likely(config, chosen, rise, rejected, counts):
     higher = chosen * (1 - rise)
     if isinstance(config, Ipo):
-        # beyond the distance it aims at, it rises again
+        # beyond the target margin it increases again
         assume((higher + 1.0) / counts[0] - (rejected + 2.0) / counts[1] < 1 / (2 * config.beta))
     objective = build_objective(config)
     other = to_side([rejected], [counts[1]], [-2.0])
@@ -274,12 +274,12 @@ def test_a_missing_reference_is_an_error(config):
         ("dpo", "beta", 0.0),
         ("ipo", "beta", -1.0),
         ("simpo", "beta", 0.0),
-        ("simpo", "gamma", -1.0),
+        ("simpo", "simpo_gamma", -1.0),
         ("cpo", "beta", math.nan),
-        ("cpo", "nll_weight", math.inf),
+        ("cpo", "cpo_alpha", math.inf),
         ("sft", "nll_on", "prompt"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_its_name(kind, key, value):
+def test_an_invalid_value_raises_an_error_with_its_name(kind, key, value):
     with pytest.raises(UserError, match=f"{key}.*{value}"):
         from_data(AnyObjective, {"kind": kind, key: value})
