@@ -1,12 +1,13 @@
-"""How a student learns from preference pairs."""
+"""Trainers: the training of a student on preference pairs. Importing this loads no torch."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, assert_never
 
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,48 +17,60 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingRun:
+    """Inputs of one training run, apart from the trainer's own settings."""
+
+    model: nn.Module
+    """The student in training mode, with or without an adapter; it is trained in place."""
+    tokenizer: PreTrainedTokenizerBase
+    """The student's tokenizer."""
+    train: Examples
+    """Examples to train on."""
+    validation: Examples
+    """Examples for the validation; may be empty."""
+    output_dir: Path
+    """Local folder for checkpoints and logs."""
+    resources: TrainResources
+    """Batch sizes, engine and kernels."""
+    run_name: str
+    """Name of the run in experiment trackers."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """Callbacks of Hugging Face's trainer."""
+    resume_from_checkpoint: Path | None = None
+    """Checkpoint to continue from. Rank 0 needs the complete folder, the other workers its `trainer_state.json`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """What a training run has to say; the same on every worker. The model itself now holds the best weights."""
+    """Outcome of a training run, the same on every worker; the model itself has the best weights."""
 
     log_history: list[dict[str, float]]
     """Rows of Hugging Face's log, oldest first, under TRL's names."""
     best_metric: float | None
     """Best value of `metric_for_best_model`; None without validation."""
     best_step: int | None
+    """Step of the best value; None without validation."""
     global_step: int
-    """Optimiser steps taken."""
+    """Number of optimizer steps."""
     train_tokens: int
-    """Tokens that went through the model in training over all workers, padding left out."""
+    """Number of tokens that all workers ran through the model in training, without padding."""
     layout: str
-    """How prompts and completions were laid out."""
+    """Name of the layout of prompts and completions."""
 
 
 class Trainer(Protocol):
-    """A live trainer."""
+    """A trainer."""
 
-    def run(
-        self,
-        *,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        train: Examples,
-        validation: Examples,
-        output_dir: Path,
-        resources: TrainResources,
-        run_name: str,
-        callbacks: list[TrainerCallback],
-        resume_from_checkpoint: Path | None,
-    ) -> TrainResult:
-        """Train `model` in place, alone or as one worker of a torch.distributed group. Raises UserError.
+    def train(self, run: TrainingRun) -> TrainResult:
+        """Train `run.model` in place, as a single process or as one worker of a torch.distributed group.
 
-        Folders `checkpoint-<step>` appear in `output_dir` on the first worker; `callbacks` do with them what they
-        like. To resume, the first worker needs such a folder whole, the others its `trainer_state.json`.
+        Folders `checkpoint-<step>` are written to `run.output_dir` on rank 0. Raises UserError.
         """
         ...
 
 
-def build_trainer(config: Arguments) -> Trainer:
-    """The live trainer of a config."""
+def build_trainer(config: TrainerArguments) -> Trainer:
+    """Build the trainer of a config. Raises UserError for a setting that the trainer does not support."""
     match config.kind:
         case "shared_prefix":
             from mint_ray.trainers.shared_prefix import SharedPrefixTrainer
@@ -69,3 +82,10 @@ def build_trainer(config: Arguments) -> Trainer:
             return TrlTrainer(config)
         case _:
             assert_never(config.kind)
+
+
+def check_trainer(config: TrainerArguments) -> None:
+    """Raise UserError for a setting that the trainer does not support, or a package that it needs and is missing."""
+    # the default trainer supports every setting; building it would load torch
+    if config.kind != "shared_prefix":
+        build_trainer(config)

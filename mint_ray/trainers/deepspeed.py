@@ -1,4 +1,4 @@
-"""DeepSpeed's settings as data; "auto" is what Hugging Face's trainer fills in from its own arguments."""
+"""The DeepSpeed configuration; Hugging Face's trainer fills in "auto" values from its own arguments."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
 
 
-def deepspeed_config(config: Arguments, resources: TrainResources) -> dict[str, Any] | None:
-    """ZeRO at `resources.zero_stage` for `TrainingArguments(deepspeed=...)`; None where plain DDP is asked for.
+def deepspeed_config(config: TrainerArguments, resources: TrainResources) -> dict[str, Any] | None:
+    """Return the value of `TrainingArguments(deepspeed=...)` for `resources.zero_stage`; None for plain DDP.
 
-    ZeRO 1 to 3 split optimiser state, gradients and weights over the workers (arXiv 1910.02054). With `config.bf16` the
-    engine turns every weight into bfloat16 and keeps a float32 copy of those it trains; without it, weights stay as
-    they are.
+    ZeRO stages 1 to 3 shard optimizer state, gradients and weights over the workers (arXiv 1910.02054). With
+    `config.bf16` the engine converts every weight to bfloat16 and keeps a float32 copy of the trained ones; otherwise
+    weights keep their format.
     """
     if resources.zero_stage is None:
         return None
@@ -28,7 +28,7 @@ def deepspeed_config(config: Arguments, resources: TrainResources) -> dict[str, 
         "gradient_accumulation_steps": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "train_batch_size": "auto",
-        # the optimiser is the trainer's own, whatever holds its state: DeepSpeed's for the CPU is compiled on first use
+        # always the trainer's optimizer: DeepSpeed's CPU optimizer is compiled on first use
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
@@ -40,10 +40,10 @@ def _zero(resources: TrainResources) -> dict[str, Any]:
     on_gpu = torch.cuda.is_available()
     zero: dict[str, Any] = {
         "stage": resources.zero_stage,
-        # a stream of its own for communication, which only a GPU has
+        # uses a CUDA stream
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        # hidden size squared; DeepSpeed's own 5e8 numbers are allocated in full, however few weights are trained
+        # hidden size squared; DeepSpeed allocates its default of 5e8 numbers in full, even for few trained weights
         "reduce_bucket_size": "auto",
     }
     if resources.zero_stage == 3:
@@ -52,18 +52,18 @@ def _zero(resources: TrainResources) -> dict[str, Any]:
             "stage3_param_persistence_threshold": "auto",
             "stage3_gather_16bit_weights_on_model_save": True,
         }
-    # page-locked memory is what copies to a GPU are fast from
-    place = {"device": "cpu", "pin_memory": on_gpu}
+    # copies to a GPU are fast from page-locked memory
+    device = {"device": "cpu", "pin_memory": on_gpu}
     if resources.offload != "none":
-        zero["offload_optimizer"] = place
+        zero["offload_optimizer"] = device
     if resources.offload == "parameters":
-        zero["offload_param"] = place
+        zero["offload_param"] = device
     return zero
 
 
 @contextmanager
-def gathered(model: nn.Module, resources: TrainResources) -> Iterator[None]:
-    """Within the block every worker holds the trained weights whole; ZeRO-3 leaves each with a part of them.
+def gathered_parameters(model: nn.Module, resources: TrainResources) -> Iterator[None]:
+    """Gather the trained weights on every worker inside the block; ZeRO-3 shards them.
 
     All workers must enter the block.
     """

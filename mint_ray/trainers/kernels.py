@@ -1,4 +1,4 @@
-"""Set how a student's layers are computed; what they compute stays the same, up to rounding."""
+"""The kernels that compute a student's layers; the results stay the same, up to rounding."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mint_ray.config.loader import UserError
-from mint_ray.layouts.masks import set_attention
+from mint_ray.layouts.masks import set_attn_implementation
 from mint_ray.trainers.config import TrainResources
 
 
-def set_kernels(model: nn.Module, resources: TrainResources) -> None:
-    """Take the attention kernel that is asked for. Raises UserError for one that cannot train on this machine."""
+def set_attention_kernel(model: nn.Module, resources: TrainResources) -> None:
+    """Set the attention implementation of the settings. Raises UserError if it cannot train on this machine."""
     if resources.attn_implementation == "flex_attention" and not torch.cuda.is_available():
-        raise UserError("train.resources.attn_implementation: flex_attention trains on GPUs only, and there is none")
-    set_attention(model, resources.attn_implementation)
+        raise UserError("train.resources.attn_implementation: flex_attention trains on GPUs only; no GPU found")
+    set_attn_implementation(model, resources.attn_implementation)
 
 
 def compile_layers(model: nn.Module, resources: TrainResources) -> None:
-    """Compile the layers in place if that is asked for: layers of a kind share their kernels, whatever the row length.
+    """Compile the layers in place if `torch_compile` is set.
 
-    To be called when the attention is settled, for each kind is compiled anew.
+    Layers of one class share their kernels, which do not depend on the length of a row. Call this after the attention
+    implementation is set, because each implementation is compiled separately.
     """
     if resources.torch_compile:
         for module in model.modules():

@@ -1,4 +1,4 @@
-"""Turn preference pairs into token ids, one example per record, and cut or drop what is too long."""
+"""Tokenization of preference pairs: one example per record; records that are too long are dropped or truncated."""
 
 from __future__ import annotations
 
@@ -9,155 +9,167 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from typing import Literal, TypeVar
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from mint_ray.config.loader import UserError
 from mint_ray.images import ImageError
 from mint_ray.layouts import Example
-from mint_ray.models.vision_processor import Sight, View
+from mint_ray.layouts.prefix import longest_common_prefix
+from mint_ray.models.vision_processor import ProcessedImage, VisionProcessor
 from mint_ray.records import Message, PreferencePair
 
 logger = logging.getLogger(__name__)
 
-LEAST_NOTE_TOKENS = 32
-"""A note of which less would be left says too little of its case; its record is dropped instead."""
+MIN_NOTE_TOKENS = 32
+"""Minimum number of tokens of a truncated note; a record that would keep fewer is dropped."""
 
-Text = TypeVar("Text", str, list[int])
 Tokens = tuple[list[int], list[int], list[int]]
-"""Prompt, chosen and rejected of one pair."""
+"""Prompt, chosen and rejected completion of one pair."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Tally:
-    """What became of the records besides examples."""
+class TokenizationCounts:
+    """Counts of truncated and dropped records."""
 
-    cut: int = 0
-    """Records whose note was cut."""
+    truncated: int = 0
+    """Number of records with a truncated note."""
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Records left out, by reason: `prompt_too_long` or, where notes may be cut, `note_too_short_to_cut`; `no_image`,
-    or why an image cannot be looked at, such as `image_missing` (`mint_ray.images`)."""
+    """Number of dropped records by reason: `prompt_too_long` or, if notes may be truncated,
+    `note_too_short_to_truncate`; `no_image`, or a reason of `mint_ray.images` such as `image_missing`."""
     longest: tuple[int, str] = (0, "")
-    """Tokens of the longest record as it came (prompt plus longest completion), and its id."""
+    """Number of tokens of the longest record before truncation (prompt plus longest completion), and its id."""
 
 
 def tokenize_pairs(
     rows: Iterable[PreferencePair],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-    overlong: Literal["drop", "cut"] = "drop",
-    sight: Sight | None = None,
-) -> tuple[list[Example], Tally]:
-    """Pairs as examples, one per record in order of appearance.
+    overlong: Literal["drop", "truncate"] = "drop",
+    vision_processor: VisionProcessor | None = None,
+) -> tuple[list[Example], TokenizationCounts]:
+    """Return the pairs as examples, one per record in order of appearance, and counts of the other records.
 
-    Text becomes tokens as in TRL's ORPOTrainer: the prompt with the generation prompt of the chat template, the
-    completion as what the template adds for it, a BOS in front and an EOS behind where there is none. Where the
-    tokenizer merges across the boundary in one completion only, both are scored from the last token they share, and
-    a record whose pairs differ in that has an example for each boundary.
+    Text is tokenized as in TRL's ORPOTrainer: the prompt with the generation prompt of the chat template, the
+    completion as the text that the template adds for it, a BOS in front and an EOS at the end if missing. If the
+    tokenizer merges tokens across the boundary in one completion only, both completions are scored from the last shared
+    token; a record whose pairs differ in this has one example per boundary.
 
-    A record is too long if its prompt and the longest completion of any of its pairs take more than `max_length`
-    tokens. It is then dropped with all its pairs, or its note is cut behind the last word that lets it fit; prompts of
-    one record stay equal, and instructions and answers whole.
+    A record is too long if its prompt and the longest completion of any of its pairs have more than `max_length`
+    tokens. It is dropped with all its pairs, or its note is truncated after the last word that fits; all pairs of the
+    record keep the same prompt, and instructions and completions are never truncated.
 
-    With `sight`, whose tokenizer is then used, every record has an image, and its prompt as many tokens as the image
-    takes. It is read here and let go again; a record whose image cannot be is dropped.
+    With `vision_processor`, whose tokenizer is then used, every record has an image, and its prompt the image's tokens.
+    The image is not kept in memory; a record whose image cannot be read is dropped.
 
-    Raises UserError naming the record for an image that nobody sees, an empty answer, one that repeats the prompt or
-    holds the token of an image, or a record whose pairs do not follow each other or differ in their prompts.
+    Raises UserError naming the record for: an image without a vision processor; a completion that is empty, repeats the
+    prompt or contains an image token; pairs of a record that are not consecutive or have different prompts or images.
     """
     examples: list[Example] = []
-    tally = Tally()
-    for record_id, group in _by_record(rows, sight):
+    counts = TokenizationCounts()
+    for record_id, group in _by_record(rows, vision_processor):
         try:
-            writer = _Writer(tokenizer, sight, group[0].image_uri)
-            tokens = writer.tokenize(group)
+            record_tokenizer = _RecordTokenizer(tokenizer, vision_processor, group[0].image_uri)
+            tokens = record_tokenizer.tokenize(group)
         except ImageError as error:
-            logger.warning("record %r is left out: %s", record_id, error)
-            tally.dropped[error.reason] += 1
+            logger.warning("record %r is dropped: %s", record_id, error)
+            counts.dropped[error.reason] += 1
             continue
-        if sight and any(sight.token_id in completion for _, *sides in tokens for completion in sides):
-            raise UserError(f"record {record_id!r}: an answer holds {sight.word!r}, the token of an image")
-        tally.longest = max(tally.longest, (_length(tokens), record_id))
-        if _length(tokens) <= max_length:
-            examples += _to_examples(group[0], tokens)
-            continue
-        if overlong == "drop":
-            tally.dropped["prompt_too_long"] += 1
-            continue
-        longest = max(range(len(group)), key=lambda index: _length(tokens[index : index + 1]))
-        cut = _cut(group, longest, writer, max_length)
-        if not cut:
-            tally.dropped["note_too_short_to_cut"] += 1
-            continue
-        examples += _to_examples(group[0], cut)
-        tally.cut += 1
-    return examples, tally
+        if vision_processor:
+            _check_image_tokens(record_id, tokens, vision_processor)
+        counts.longest = max(counts.longest, (_length(tokens), record_id))
+        if _length(tokens) > max_length:
+            if overlong == "drop":
+                counts.dropped["prompt_too_long"] += 1
+                continue
+            tokens = _truncate(group, tokens, record_tokenizer, max_length)
+            if not tokens:
+                counts.dropped["note_too_short_to_truncate"] += 1
+                continue
+            counts.truncated += 1
+        examples += _to_examples(group[0], tokens)
+    return examples, counts
 
 
-def _by_record(rows: Iterable[PreferencePair], sight: Sight | None) -> Iterator[tuple[str, list[PreferencePair]]]:
+def _by_record(
+    rows: Iterable[PreferencePair], vision_processor: VisionProcessor | None
+) -> Iterator[tuple[str, list[PreferencePair]]]:
     seen: set[str] = set()
     for record_id, group in groupby(rows, key=lambda row: row.record_id):
         if record_id in seen:
-            raise UserError(f"record {record_id!r}: its pairs do not follow each other")
+            raise UserError(f"record {record_id!r}: its pairs are not consecutive")
         seen.add(record_id)
         pairs = list(group)
         for pair in pairs:
             if pair.prompt != pairs[0].prompt or pair.note_span != pairs[0].note_span:
-                raise UserError(f"record {record_id!r}: its pairs differ in their prompts")
+                raise UserError(f"record {record_id!r}: its pairs have different prompts")
             if pair.image_uri != pairs[0].image_uri:
-                raise UserError(f"record {record_id!r}: its pairs differ in their images")
-            if pair.image_uri is not None and sight is None:
-                raise UserError(f"record {record_id!r}: its pairs carry an image, and the student reads text alone")
-            for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-                if not any(message.content.strip() for message in answer):
+                raise UserError(f"record {record_id!r}: its pairs have different images")
+            if pair.image_uri is not None and vision_processor is None:
+                raise UserError(f"record {record_id!r}: its pairs have an image, but the student is a text student")
+            for name, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+                if not any(message.content.strip() for message in completion):
                     raise UserError(f"record {record_id!r}: {name} is empty")
-                if answer[: len(pair.prompt)] == pair.prompt:
+                if completion[: len(pair.prompt)] == pair.prompt:
                     raise UserError(f"record {record_id!r}: {name} repeats the prompt")
         yield record_id, pairs
 
 
-class _Writer:
-    """Writes pairs of one record as tokens."""
+def _check_image_tokens(record_id: str, tokens: list[Tokens], vision_processor: VisionProcessor) -> None:
+    token_id = vision_processor.image_token_id
+    if any(token_id in completion for _, *completions in tokens for completion in completions):
+        raise UserError(f"record {record_id!r}: a completion contains the image token {vision_processor.image_token!r}")
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sight: Sight | None, image_uri: str | None) -> None:
-        """Raises ImageError if the record's image cannot be looked at."""
-        self.tokenizer, self.sight = sight.tokenizer if sight else tokenizer, sight
-        self.view: View | None = None
-        if sight is not None:
+
+class _RecordTokenizer:
+    """A tokenizer for the pairs of one record, with its image."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vision_processor: VisionProcessor | None, image_uri: str | None
+    ) -> None:
+        """Read the image. Raises ImageError if it is missing or cannot be read."""
+        self.tokenizer = vision_processor.tokenizer if vision_processor else tokenizer
+        self.vision_processor = vision_processor
+        self.image: ProcessedImage | None = None
+        if vision_processor is not None:
             if image_uri is None:
                 raise ImageError("no_image", "it has no image")
-            self.view = sight.look(image_uri)
+            self.image = vision_processor.read(image_uri)
 
     def tokenize(self, pairs: list[PreferencePair]) -> list[Tokens]:
+        """Return the tokens of each pair."""
         rendered = []
         for pair in pairs:
             prompt = self._render(pair.prompt, add_generation_prompt=True)
             chosen = self._render(pair.prompt + pair.chosen)
             rejected = self._render(pair.prompt + pair.rejected)
-            # some templates open the answer differently when they wait for it; only what all three share is prompt
-            rendered.append((_shared(prompt, chosen, rejected), chosen, rejected))
-        # pairs of one record share most of their texts
+            # some templates start the answer differently in a generation prompt; the prompt is what all three share
+            rendered.append((longest_common_prefix([prompt, chosen, rejected]), chosen, rejected))
+        # pairs of one record have most of their texts in common
         texts = list(dict.fromkeys(text for pair_texts in rendered for text in pair_texts))
         ids = dict(zip(texts, self.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return [
-            _divide(ids[prompt], ids[chosen], ids[rejected], self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-            for prompt, chosen, rejected in rendered
+            _split_tokens(ids[prompt], ids[chosen], ids[rejected], bos, eos) for prompt, chosen, rejected in rendered
         ]
 
     def count(self, text: str) -> int:
+        """Return the number of tokens of `text`."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(self, messages: list[Message], **options: bool) -> str:
-        if self.sight is not None:
-            return self.sight.render(messages, self.view, **options)
+        if self.vision_processor is not None:
+            return self.vision_processor.render(messages, self.image, **options)
         conversation = [{"role": message.role, "content": message.content} for message in messages]
         return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, **options))
 
 
-def _divide(prompt: list[int], chosen: list[int], rejected: list[int], bos: int | None, eos: int | None) -> Tokens:
-    """Prompt and completions of two whole conversations, with BOS and EOS where they are missing."""
-    length = len(_shared(prompt, chosen, rejected))
+def _split_tokens(
+    prompt: list[int], chosen: list[int], rejected: list[int], bos: int | None, eos: int | None
+) -> Tokens:
+    """Return the prompt and the completions of two conversations, with BOS and EOS if missing."""
+    length = len(longest_common_prefix([prompt, chosen, rejected]))
     head = [] if bos is None or prompt[:1] == [bos] else [bos]
     completions = [ids[length:] for ids in (chosen, rejected)]
     for completion in completions:
@@ -170,29 +182,31 @@ def _length(tokens: list[Tokens]) -> int:
     return max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in tokens)
 
 
-def _cut(pairs: list[PreferencePair], longest: int, writer: _Writer, max_length: int) -> list[Tokens]:
-    """The record with as many words of its note as fit, of which the pair at `longest` needs most; nothing if too few
-    are left."""
+def _truncate(
+    pairs: list[PreferencePair], tokens: list[Tokens], tokenizer: _RecordTokenizer, max_length: int
+) -> list[Tokens]:
+    """Return the tokens with as many words of the note as fit; an empty list if too few would remain."""
+    longest = max(range(len(pairs)), key=lambda index: _length(tokens[index : index + 1]))
     start, stop = pairs[0].note_span or (0, 0)
     note = pairs[0].prompt[-1].content[start:stop]
     ends = [gap.start() for gap in re.finditer(r"\s+", note)]
 
     def measure(end: int) -> int:
-        return _length(writer.tokenize([_until(pairs[longest], end)]))
+        return _length(tokenizer.tokenize([_truncate_note(pairs[longest], end)]))
 
     fitting = bisect_right(ends, max_length, key=measure)
     for end in reversed(ends[:fitting]):
-        if writer.count(note[:end]) < LEAST_NOTE_TOKENS:
+        if tokenizer.count(note[:end]) < MIN_NOTE_TOKENS:
             break
-        # the search measured one pair; another may have become the longest by a token at the boundary
-        tokens = writer.tokenize([_until(pair, end) for pair in pairs])
-        if _length(tokens) <= max_length:
-            return tokens
+        # the search measured one pair; another may now be longer by a token at the boundary
+        truncated = tokenizer.tokenize([_truncate_note(pair, end) for pair in pairs])
+        if _length(truncated) <= max_length:
+            return truncated
     return []
 
 
-def _until(pair: PreferencePair, end: int) -> PreferencePair:
-    """The pair with the first `end` characters of its note."""
+def _truncate_note(pair: PreferencePair, end: int) -> PreferencePair:
+    """Return the pair with the first `end` characters of its note."""
     start, stop = pair.note_span or (0, 0)
     *before, last = pair.prompt
     shorter = dataclasses.replace(last, content=last.content[: start + end] + last.content[stop:])
@@ -213,11 +227,3 @@ def _to_examples(pair: PreferencePair, tokens: list[Tokens]) -> list[Example]:
                 example.completions.append(completion)
         example.pairs.append((example.completions.index(chosen_ids), example.completions.index(rejected_ids)))
     return list(examples.values())
-
-
-def _shared(*sequences: Text) -> Text:
-    low, high = min(sequences), max(sequences)  # what the first and last in order share, all share
-    for index, (one, other) in enumerate(zip(low, high, strict=False)):
-        if one != other:
-            return low[:index]
-    return low

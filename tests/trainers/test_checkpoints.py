@@ -1,4 +1,4 @@
-"""A run that is cut off and resumed, on as many workers or others, goes on as if it had not been."""
+"""A run that is interrupted and resumed, on any number of workers, ends as an uninterrupted one."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from mint_ray.objectives.config import Orpo
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
 from tests.trainers.workers import StopAfter, tiny_adapter, train, train_on_workers
 
-# saved between two rows of the log, and in the middle of an epoch: what was summed up by then must not be lost
-CONFIG = Arguments(
+# saved between two rows of the log, in the middle of an epoch: the sums since the last row must be restored
+CONFIG = TrainerArguments(
     objective=Orpo(beta=0.5), num_train_epochs=2, train_batch_size=4, eval_steps=2.0, learning_rate=3e-3,
     logging_steps=3, weight_decay=0.1,
 )  # fmt: skip
@@ -39,15 +39,15 @@ def assert_same_curve(log, expected, tolerance=1e-4):
 
 
 @pytest.fixture(scope="module")
-def through(tmp_path_factory):
-    """The run that nothing interrupts: eight steps."""
+def uninterrupted(tmp_path_factory):
+    """Return result and weights of an uninterrupted run of eight steps."""
     result, weights = train(tmp_path_factory.mktemp("through"), CONFIG, RESOURCES, model=tiny_adapter(), **SHAPE)
     assert result.global_step == 8
     return result, weights
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, through):
-    result, weights = through
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, uninterrupted):
+    result, weights = uninterrupted
     first, again = tmp_path / "first", tmp_path / "again"
     train(first, CONFIG, RESOURCES, model=tiny_adapter(), callbacks=[StopAfter(4)], **SHAPE)
     resumed, found = train(again, CONFIG, RESOURCES, model=tiny_adapter(), resume=first / "checkpoint-4", **SHAPE)
@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path, through):
         torch.testing.assert_close(found[name], weight, rtol=1e-6, atol=1e-7)
 
 
-def test_dropout_goes_on_with_the_draws_it_would_have_had(tmp_path):
+def test_dropout_continues_with_the_same_random_numbers(tmp_path):
     def run(folder, **options):
         torch.manual_seed(3)
         return train(tmp_path / folder, CONFIG, RESOURCES, model=tiny_adapter(dropout=0.5), **SHAPE, **options)
@@ -69,9 +69,9 @@ def test_dropout_goes_on_with_the_draws_it_would_have_had(tmp_path):
     assert_same_curve(resumed.log_history, result.log_history, 1e-6)
 
 
-def test_the_best_weights_survive_a_resume_that_never_gets_as_good_again(tmp_path):
-    # such a learning rate only makes it worse after the warm-up
-    config = Arguments(
+def test_the_best_weights_are_restored_after_a_resume_without_an_improvement(tmp_path):
+    # with this learning rate the loss only increases
+    config = TrainerArguments(
         train_batch_size=4, num_train_epochs=9, learning_rate=0.3, lr_scheduler_type="constant", warmup_ratio=0.0,
         eval_steps=1.0, early_stopping_patience=4, max_grad_norm=0.0,
     )  # fmt: skip
@@ -88,7 +88,7 @@ def test_the_best_weights_survive_a_resume_that_never_gets_as_good_again(tmp_pat
         torch.testing.assert_close(found[name], weight, rtol=0, atol=0)
 
 
-def test_a_checkpoint_holds_the_trained_weights_and_no_pickle(tmp_path):
+def test_a_checkpoint_contains_the_trained_weights_and_no_pickle(tmp_path):
     train(tmp_path, CONFIG, RESOURCES, model=tiny_adapter(), callbacks=[StopAfter(2)], **SHAPE)
     folder = tmp_path / "checkpoint-2"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -100,11 +100,11 @@ def test_a_checkpoint_holds_the_trained_weights_and_no_pickle(tmp_path):
 
 
 @pytest.mark.slow
-def test_runs_pass_from_two_workers_to_one_and_between_zero_stages(tmp_path: Path, through):
-    result, weights = through
+def test_runs_resume_from_two_workers_on_one_and_between_zero_stages(tmp_path: Path, uninterrupted):
+    result, weights = uninterrupted
     zero_2, zero_3 = (TrainResources(per_device_train_batch_size=2, zero_stage=stage) for stage in (2, 3))
 
-    def go_on(folder, resume, resources):
+    def resume_on(folder, resume, resources):
         logs = train_on_workers(2, folder, CONFIG, resources, adapter=True, resume=resume, **SHAPE)
         for log in logs:
             assert_same_curve(log, result.log_history)
@@ -118,8 +118,8 @@ def test_runs_pass_from_two_workers_to_one_and_between_zero_stages(tmp_path: Pat
     assert_same_curve(alone.log_history, result.log_history)
     for name, weight in weights.items():
         torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=1e-6)
-    go_on(tmp_path / "zero-2", tmp_path / "alone" / "checkpoint-4", zero_2)
-    go_on(tmp_path / "zero-3", tmp_path / "zero-2" / "rank-0" / "checkpoint-6", zero_3)
+    resume_on(tmp_path / "zero-2", tmp_path / "alone" / "checkpoint-4", zero_2)
+    resume_on(tmp_path / "zero-3", tmp_path / "zero-2" / "rank-0" / "checkpoint-6", zero_3)
     last, found = train(
         tmp_path / "last", CONFIG, RESOURCES, model=tiny_adapter(),
         resume=tmp_path / "zero-3" / "rank-0" / "checkpoint-8", **SHAPE,

@@ -18,9 +18,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from mint_ray.config.loader import UserError, from_data
 from mint_ray.students.config import Student
-from mint_ray.trainers.config import Arguments, TrainResources
-from mint_ray.trainers.deepspeed import deepspeed_config, gathered
-from mint_ray.trainers.memory import estimate, shape_of
+from mint_ray.trainers.config import TrainerArguments, TrainResources
+from mint_ray.trainers.deepspeed import deepspeed_config, gathered_parameters
+from mint_ray.trainers.memory import estimate_memory
+from mint_ray.trainers.meta_model import shape_from_meta_model
 from tests.tiny import tiny_model
 
 ENGINES: dict[str, dict[str, Any]] = {
@@ -36,19 +37,19 @@ ENGINES: dict[str, dict[str, Any]] = {
 ADAPTERS = {f"{name}, adapter in bfloat16": engine for name, engine in ENGINES.items()}
 ENGINES |= ADAPTERS
 OFFLOADED = {"none": [False, False], "optimizer": [True, False], "parameters": [True, True]}
-"""Whether the optimiser and the weights are kept by the processors."""
+"""Whether the optimizer state and the weights are in CPU memory."""
 STEPS, RATE, CLIP = 3, 1e-2, 0.5
 ROWS, WIDTH = 4, 12
-"""Rows of one step over all workers, and their tokens."""
+"""Rows of one step over all workers, and tokens per row."""
 
 
 def batch() -> Tensor:
-    """Token ids (ROWS, WIDTH), the same in every step."""
+    """Return token ids (ROWS, WIDTH), the same in every step."""
     return torch.randint(3, 400, (ROWS, WIDTH), generator=torch.Generator().manual_seed(1))
 
 
 def make_model(adapter: bool) -> nn.Module:
-    """The tiny student; with `adapter` as a run in bfloat16 loads it, LoRA weights in float32 over a bfloat16 base."""
+    """Return the tiny student; with `adapter` as in a bfloat16 run, LoRA weights in float32 on a bfloat16 base."""
     if not adapter:
         return tiny_model()
     torch.manual_seed(7)
@@ -57,7 +58,7 @@ def make_model(adapter: bool) -> nn.Module:
 
 
 def run_plain(adapter: bool, ahead: bool) -> tuple[list[float], Tensor]:
-    """Losses of a plain loop, and one trained weight after it; `ahead` counts a step more in AdamW's bias correction."""
+    """Return losses of a plain loop and one trained weight after it; with `ahead` AdamW's step count is one higher."""
     torch.set_num_threads(1)
     model = make_model(adapter).float().train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -93,11 +94,11 @@ def by_two_workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_an_engine_takes_the_steps_of_plain_torch(engine: str, workers: int, request: pytest.FixtureRequest) -> None:
     done = request.getfixturevalue("by_one_worker" if workers == 1 else "by_two_workers")[engine]
     adapter, resources = engine in ADAPTERS, ENGINES[engine]
-    # DeepSpeed 0.19.8 makes the moments of stage 0 in bfloat16 by a step without gradients, which AdamW counts
+    # DeepSpeed 0.19.8 creates the moments of stage 0 in bfloat16 by a step without gradients, which AdamW counts
     losses, weight = run_plain(adapter, ahead=adapter and resources["zero_stage"] == 0)
     assert losses[-1] < 0.98 * losses[0]
     assert done["losses"] == pytest.approx(losses, abs=5e-3 if adapter else 1e-5)
-    # in bfloat16 single weights differ: AdamW takes a whole step wherever a gradient is not quite nothing
+    # in bfloat16 single weights differ: AdamW takes a full step even for a tiny gradient
     assert (torch.tensor(done["weight"]) - weight).abs().mean() < (0.05 * RATE if adapter else 1e-6)
     assert done["engine"] == [resources["zero_stage"], *OFFLOADED[resources.get("offload", "none")]]
     assert done["dtypes"] == ["torch.bfloat16" if adapter else "torch.float32"]
@@ -105,21 +106,21 @@ def test_an_engine_takes_the_steps_of_plain_torch(engine: str, workers: int, req
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_engine_keeps_as_much_optimizer_state_as_is_estimated(
+def test_the_optimizer_state_of_an_engine_is_as_large_as_estimated(
     engine: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
     done = request.getfixturevalue("by_one_worker" if workers == 1 else "by_two_workers")[engine]
     adapter = engine in ADAPTERS
     student = Student(model_id="tiny", lora_rank=4 if adapter else None, dtype="bfloat16" if adapter else "float32")
-    # an offload moves the state, and changes nothing about its size
+    # an offload moves the state and does not change its size
     resources = TrainResources(zero_stage=ENGINES[engine]["zero_stage"], num_workers=workers)
-    shape = shape_of(tiny_model().config, student)
-    memory = estimate(shape, student, Arguments(bf16=adapter), resources, record_tokens=WIDTH)
+    shape = shape_from_meta_model(tiny_model().config, student)
+    memory = estimate_memory(shape, student, TrainerArguments(bf16=adapter), resources, record_tokens=WIDTH)
     assert done["state_bytes"] == pytest.approx(memory.optimizer, rel=0.02)
 
 
 def run_workers(workers: int, folder: Path) -> dict[str, Any]:
-    """What each engine did on so many processes that meet over gloo, by the engine's name."""
+    """Return the results of each engine on `workers` processes connected by gloo."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -152,16 +153,16 @@ def work(folder: Path) -> None:
         GradientState._reset_state()
     if torch.distributed.get_rank() == 0:
         (folder / "done.json").write_text(json.dumps(done))
-    # gloo's threads must be gone before the interpreter is, or it ends in an abort now and then
+    # gloo's threads must stop before the interpreter exits, which otherwise sometimes aborts
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
 def run_engine(folder: Path, resources: TrainResources, adapter: bool) -> dict[str, Any]:
-    """The steps of `run_plain`, on this worker's share of the rows, by Hugging Face's trainer."""
+    """Run the steps of `run_plain` with Hugging Face's trainer, on this worker's share of the rows."""
     workers, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     share = ROWS // workers
-    # before the arguments, which make transformers deal out the weights of every model that is made after them
+    # before the arguments, after which transformers shards the weights of every new model
     unset_hf_deepspeed_config()
     model = make_model(adapter)
     args = TrainingArguments(
@@ -173,7 +174,7 @@ def run_engine(folder: Path, resources: TrainResources, adapter: bool) -> dict[s
         weight_decay=0.0,
         max_grad_norm=CLIP,
         bf16=adapter,
-        deepspeed=deepspeed_config(Arguments(bf16=adapter), resources),
+        deepspeed=deepspeed_config(TrainerArguments(bf16=adapter), resources),
         use_cpu=True,
         save_strategy="no",
         report_to="none",
@@ -183,7 +184,7 @@ def run_engine(folder: Path, resources: TrainResources, adapter: bool) -> dict[s
     trainer = Shares(model=model, args=args, train_dataset=rows * STEPS)
     trainer.train()
     model, engine = trainer.accelerator.unwrap_model(trainer.model), trainer.model_wrapped
-    with gathered(model, resources):
+    with gathered_parameters(model, resources):
         weight = next(weight for weight in model.parameters() if weight.requires_grad).detach().tolist()
     zero = engine.config["zero_optimization"]
     offloaded = [zero.get(name, {}).get("device") == "cpu" for name in ("offload_optimizer", "offload_param")]
@@ -197,7 +198,7 @@ def run_engine(folder: Path, resources: TrainResources, adapter: bool) -> dict[s
 
 
 def state_bytes(engine: Any, *, copied: bool) -> int:
-    """What AdamW keeps on this worker, and the float32 copies of weights that it steps on where it has such."""
+    """Return the bytes of AdamW's state on this worker, and of the float32 copies of weights if there are any."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
     adam = getattr(adam, "optimizer", adam)
     moments = sum(entry[name].nbytes for entry in adam.state.values() for name in ("exp_avg", "exp_avg_sq"))
@@ -205,7 +206,7 @@ def state_bytes(engine: Any, *, copied: bool) -> int:
 
 
 class Shares(Trainer):
-    """Hugging Face's trainer on rows that are already this worker's, in their order; keeps each loss."""
+    """Hugging Face's trainer on this worker's rows in their order; records each loss."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -221,18 +222,16 @@ class Shares(Trainer):
 
 
 @pytest.mark.parametrize("resources", [{"zero_stage": 2}, {"zero_stage": 3, "offload": "parameters"}])
-def test_what_only_a_gpu_can_do_is_asked_for_only_there(
-    resources: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gpu_options_are_set_only_if_there_is_a_gpu(resources: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for on_gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda on_gpu=on_gpu: on_gpu)
-        zero = deepspeed_config(Arguments(), TrainResources(**resources))["zero_optimization"]
+        zero = deepspeed_config(TrainerArguments(), TrainResources(**resources))["zero_optimization"]
         assert zero["overlap_comm"] is on_gpu
         assert {place["pin_memory"] for name, place in zero.items() if name.startswith("offload_")} <= {on_gpu}
 
 
-def test_no_stage_leaves_deepspeed_out() -> None:
-    assert deepspeed_config(Arguments(), TrainResources()) is None
+def test_without_a_stage_there_is_no_deepspeed_config() -> None:
+    assert deepspeed_config(TrainerArguments(), TrainResources()) is None
 
 
 @pytest.mark.parametrize(
@@ -243,7 +242,7 @@ def test_no_stage_leaves_deepspeed_out() -> None:
         ({"zero_stage": 2, "offload": "parameters"}, "offload parameters needs zero_stage 3, got 2"),
     ],
 )
-def test_an_offload_that_no_stage_offers_is_refused(resources: dict[str, Any], expected: str) -> None:
+def test_an_offload_that_the_stage_does_not_support_raises_an_error(resources: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         from_data(TrainResources, resources)
 

@@ -5,9 +5,9 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mint_ray.config.loader import UserError
-from mint_ray.layouts.masks import attention_of
+from mint_ray.layouts.masks import get_attn_implementation
 from mint_ray.objectives.config import Orpo
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
 from tests.trainers.workers import tiny_adapter, train
 
 
@@ -15,9 +15,9 @@ from tests.trainers.workers import tiny_adapter, train
 @pytest.mark.parametrize(
     "kernels", [{"attn_implementation": "eager"}, pytest.param({"torch_compile": True}, marks=pytest.mark.slow)]
 )
-def test_the_kernels_that_are_asked_for_run_and_learn_the_same(tmp_path, kind, kernels):
-    objective = Orpo(nll_on="full")  # which TRL has too
-    config = Arguments(kind=kind, objective=objective, train_batch_size=4, learning_rate=1e-3, logging_steps=1)
+def test_the_configured_kernels_run_and_train_the_same_weights(tmp_path, kind, kernels):
+    objective = Orpo(nll_on="full")  # which TRL supports too
+    config = TrainerArguments(kind=kind, objective=objective, train_batch_size=4, learning_rate=1e-3, logging_steps=1)
     four = TrainResources(per_device_train_batch_size=4)
     plain, expected = train(tmp_path / "plain", config, four, model=tiny_adapter(), validation=2)
     asked = dataclasses.replace(four, **kernels)
@@ -25,7 +25,7 @@ def test_the_kernels_that_are_asked_for_run_and_learn_the_same(tmp_path, kind, k
     result, weights = train(tmp_path / "asked", config, asked, model=model, validation=2)
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     assert len(layers) == 2
-    assert attention_of(model) == "eager" or all(layer._compiled_call_impl is not None for layer in layers)
+    assert get_attn_implementation(model) == "eager" or all(layer._compiled_call_impl is not None for layer in layers)
     losses = [[row["loss"] for row in said.log_history if "loss" in row] for said in (result, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     for name in expected:
@@ -33,11 +33,11 @@ def test_the_kernels_that_are_asked_for_run_and_learn_the_same(tmp_path, kind, k
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_kernel_for_gpus_is_refused_where_there_is_none(tmp_path):
+def test_a_kernel_for_gpus_raises_an_error_without_a_gpu(tmp_path):
     with pytest.raises(UserError, match="attn_implementation: flex_attention trains on GPUs only"):
-        train(tmp_path, Arguments(), TrainResources(attn_implementation="flex_attention"))
+        train(tmp_path, TrainerArguments(), TrainResources(attn_implementation="flex_attention"))
 
 
-def test_a_compiled_layer_and_zero_3_are_refused_together():
-    with pytest.raises(ValueError, match="torch_compile cannot see weights that zero_stage 3 gathers"):
+def test_compiled_layers_with_zero_3_raise_an_error():
+    with pytest.raises(ValueError, match="torch_compile does not support the sharded weights of zero_stage 3"):
         TrainResources(torch_compile=True, zero_stage=3)

@@ -1,4 +1,4 @@
-"""Log-probabilities under the base student are those of its plain forward pass, however records are batched."""
+"""Log-probabilities under the base student are those of its plain forward pass, independent of batching."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mint_ray.layouts import Example
-from mint_ray.students import load_model
 from mint_ray.students.config import Student
-from mint_ray.trainers.config import Arguments, TrainResources
-from mint_ray.trainers.reference import Reference
+from mint_ray.students.loading import load_model
+from mint_ray.trainers.config import TrainerArguments, TrainResources
+from mint_ray.trainers.reference import ReferenceModel
 from tests.tiny import save_tiny_student
 
 EXAMPLES = [
@@ -25,14 +25,14 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
     return Student(model_id=str(save_tiny_student(tmp_path_factory.mktemp("student"))))
 
 
-@pytest.mark.parametrize("resources", [{}, {"per_device_eval_batch_size": 2}, {"row_tokens": 64}])
+@pytest.mark.parametrize("resources", [{}, {"per_device_eval_batch_size": 2}, {"max_tokens_per_row": 64}])
 def test_each_completion_has_its_log_probability_under_the_base_student(
     student: Student, resources: dict[str, int]
 ) -> None:
     model = load_model(student)
-    judged = Reference(student, Arguments(), TrainResources(**resources)).judge(EXAMPLES)  # type: ignore[arg-type]
-    assert [example.record_id for example in judged] == ["a", "b", "c"]
-    for example, before in zip(judged, EXAMPLES, strict=True):
+    found = ReferenceModel(student, TrainerArguments(), TrainResources(**resources)).add_reference_logps(EXAMPLES)  # type: ignore[arg-type]
+    assert [example.record_id for example in found] == ["a", "b", "c"]
+    for example, before in zip(found, EXAMPLES, strict=True):
         assert example.completions == before.completions
         for completion, logp in zip(example.completions, example.reference_logps or [], strict=True):
             ids = torch.tensor([example.prompt_ids + completion])
@@ -42,9 +42,12 @@ def test_each_completion_has_its_log_probability_under_the_base_student(
             assert logp == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_student_trained_in_bfloat16_is_compared_with_one_that_computes_so(student: Student) -> None:
+def test_the_reference_model_computes_in_the_precision_of_the_trainer(student: Student) -> None:
     exact, rounded = (
-        Reference(student, Arguments(bf16=bf16), TrainResources()).judge(EXAMPLES)[0].reference_logps or []
+        ReferenceModel(student, TrainerArguments(bf16=bf16), TrainResources())
+        .add_reference_logps(EXAMPLES)[0]
+        .reference_logps
+        or []
         for bf16 in (False, True)
     )
     model = load_model(student)
@@ -55,5 +58,5 @@ def test_a_student_trained_in_bfloat16_is_compared_with_one_that_computes_so(stu
     assert rounded != exact
 
 
-def test_no_record_is_judged_where_there_is_none(student: Student) -> None:
-    assert Reference(student, Arguments(), TrainResources()).judge([]) == []
+def test_no_examples_give_no_examples(student: Student) -> None:
+    assert ReferenceModel(student, TrainerArguments(), TrainResources()).add_reference_logps([]) == []

@@ -11,7 +11,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from mint_ray.config.loader import UserError, from_data
 from mint_ray.layouts import chosen_only
 from mint_ray.objectives.config import Dpo, Orpo, Sft
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers.workers import make_examples, tiny_adapter, to_pair, train, train_on_workers
 
@@ -27,7 +27,7 @@ def one_thread():
 
 
 class KeepGradients(TrainerCallback):
-    """The gradients of every optimiser step."""
+    """The gradients of every optimizer step."""
 
     def __init__(self):
         self.steps = []
@@ -38,20 +38,20 @@ class KeepGradients(TrainerCallback):
 
 @pytest.mark.parametrize("nll_on", ["full", "completion"])
 def test_micro_batches_of_1_2_and_8_give_one_gradient(tmp_path, nll_on):
-    # 12 records: the second step is only half full
-    config = Arguments(
+    # 12 records: the second step has only half as many
+    config = TrainerArguments(
         objective=Orpo(nll_on=nll_on), train_batch_size=8, max_grad_norm=0.0, learning_rate=1e-3, logging_steps=1
     )
     kept, losses = {}, {}
-    # 3 does not go into 8; 100 to a row packs all records of a micro-batch into few rows
-    for name, size, row_tokens in (
+    # 8 is not divisible by 3; packing puts all records of a micro-batch into few rows
+    for name, size, max_tokens_per_row in (
         ("8", 8, None),
         ("3", 3, None),
         ("2", 2, None),
         ("1", 1, None),
         ("8 packed", 8, 400),
     ):
-        gradients, resources = KeepGradients(), batches_of(size, row_tokens=row_tokens)
+        gradients, resources = KeepGradients(), batches_of(size, max_tokens_per_row=max_tokens_per_row)
         result, _ = train(tmp_path / name, config, resources, records=12, callbacks=[gradients])
         kept[name] = gradients.steps
         losses[name] = [row["loss"] for row in result.log_history if "loss" in row]
@@ -68,8 +68,10 @@ def batches_of(size, **options):
     return TrainResources(per_device_train_batch_size=size, per_device_eval_batch_size=size, **options)
 
 
-def test_training_lowers_the_loss_and_says_so_under_the_names_of_trl(tmp_path):
-    config = Arguments(learning_rate=3e-3, num_train_epochs=5, train_batch_size=4, logging_steps=1, eval_steps=0.25)
+def test_training_lowers_the_loss_and_logs_metrics_under_trl_s_names(tmp_path):
+    config = TrainerArguments(
+        learning_rate=3e-3, num_train_epochs=5, train_batch_size=4, logging_steps=1, eval_steps=0.25
+    )
     result, _ = train(tmp_path, config, batches_of(2), records=12, validation=3)
     losses = [row["loss"] for row in result.log_history if "loss" in row]
     assert losses[-1] < 0.5 * losses[0]
@@ -91,8 +93,8 @@ def test_training_lowers_the_loss_and_says_so_under_the_names_of_trl(tmp_path):
 
 
 def test_training_stops_early_and_ends_with_the_best_weights(tmp_path):
-    # such a learning rate only makes it worse
-    config = Arguments(
+    # with this learning rate the loss only increases
+    config = TrainerArguments(
         learning_rate=0.5, num_train_epochs=20, train_batch_size=4, eval_steps=1.0, early_stopping_patience=2,
         lr_scheduler_type="constant", warmup_ratio=0.0,
     )  # fmt: skip
@@ -108,7 +110,7 @@ def test_training_stops_early_and_ends_with_the_best_weights(tmp_path):
 def test_only_the_adapter_of_a_peft_model_is_trained_and_validation_may_be_empty(tmp_path):
     model = tiny_adapter()
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    config = Arguments(max_steps=2, learning_rate=1e-2, warmup_ratio=0.0)
+    config = TrainerArguments(max_steps=2, learning_rate=1e-2, warmup_ratio=0.0)
     result, _ = train(tmp_path, config, batches_of(8, gradient_checkpointing=True), model=model)
     changed = {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
     assert changed
@@ -118,7 +120,7 @@ def test_only_the_adapter_of_a_peft_model_is_trained_and_validation_may_be_empty
 
 
 def test_validation_does_not_depend_on_its_batches_and_equals_trl(tmp_path):
-    config = Arguments(objective=Orpo(nll_on="full"), max_steps=1, train_batch_size=8, learning_rate=1e-30)
+    config = TrainerArguments(objective=Orpo(nll_on="full"), max_steps=1, train_batch_size=8, learning_rate=1e-30)
     rows = []
     for size in (8, 2):
         result, _ = train(tmp_path / str(size), config, batches_of(size), validation=5)
@@ -133,7 +135,7 @@ def test_validation_does_not_depend_on_its_batches_and_equals_trl(tmp_path):
 
 
 def trl_batch(examples):
-    """A batch of TRL's ORPOTrainer, padded on the right."""
+    """Return a batch of TRL's ORPOTrainer, padded on the right."""
     batch = {}
     for example in examples:
         for pair in example.pairs:
@@ -153,37 +155,39 @@ def trl_batch(examples):
 
 
 def test_two_workers_end_with_the_weights_of_one(tmp_path):
-    # five records to a step: each step one worker has a record less than the other
-    config = Arguments(num_train_epochs=1, train_batch_size=5, learning_rate=1e-3, eval_steps=0.5, logging_steps=1)
+    # five records per step: in each step one worker has one record less
+    config = TrainerArguments(
+        num_train_epochs=1, train_batch_size=5, learning_rate=1e-3, eval_steps=0.5, logging_steps=1
+    )
     result, expected = train(tmp_path / "one", config, batches_of(2), records=11, validation=3)
     logs = train_on_workers(2, tmp_path / "two", config, batches_of(2), records=11, validation=3)
     actual = torch.load(tmp_path / "two" / "weights.pt")
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-6)
     for log in logs:
-        # AdamW hides a wrong scale of the gradient from the weights; its norm shows it
+        # AdamW is invariant to the scale of the gradient; its norm is not
         for name in ("loss", "grad_norm", "logps/chosen", "eval_loss", "eval_nll_loss"):
             values = [row[name] for row in result.log_history if name in row]
             assert [row[name] for row in log if name in row] == pytest.approx(values, rel=1e-4), name
 
 
-def test_supervised_fine_tuning_is_orpo_without_odds_and_runs_no_rejected_answer(tmp_path):
+def test_sft_equals_orpo_without_odds_ratio_and_runs_no_rejected_completion(tmp_path):
     shared = {"max_steps": 2, "train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1}
-    orpo, weights = train(tmp_path / "orpo", Arguments(objective=Orpo(beta=0.0), **shared), validation=2)
-    sft, same = train(tmp_path / "sft", Arguments(objective=Sft(), **shared), validation=2)
+    orpo, weights = train(tmp_path / "orpo", TrainerArguments(objective=Orpo(beta=0.0), **shared), validation=2)
+    sft, same = train(tmp_path / "sft", TrainerArguments(objective=Sft(), **shared), validation=2)
     for name, weight in weights.items():
         torch.testing.assert_close(same[name], weight, rtol=1e-4, atol=1e-6)
     assert sft.train_tokens < orpo.train_tokens
     kept = [chosen_only(example) for example in make_examples(8)]
     assert sft.train_tokens <= 2 * sum(len(row.prompt_ids) + sum(map(len, row.completions)) for row in kept)
-    # the validation runs them still
+    # the validation still runs them
     rejected = [[row["eval_logps/rejected"] for row in run.log_history if "eval_loss" in row] for run in (orpo, sft)]
     assert rejected[0] == pytest.approx(rejected[1], rel=1e-4)
 
 
-def test_an_objective_without_its_reference_is_refused(tmp_path):
+def test_an_objective_without_its_reference_raises_an_error(tmp_path):
     with pytest.raises(UserError, match="objective: dpo needs reference"):
-        train(tmp_path, Arguments(objective=Dpo()))
+        train(tmp_path, TrainerArguments(objective=Dpo()))
 
 
 def make_trl_trainer(folder, pairs, beta=0.5):
@@ -202,33 +206,33 @@ def make_trl_trainer(folder, pairs, beta=0.5):
     )
 
 
-def test_no_pairs_to_train_on_is_refused(tmp_path):
+def test_no_pairs_to_train_on_raise_an_error(tmp_path):
     with pytest.raises(UserError, match="no pairs"):
-        train(tmp_path, Arguments(), records=0)
+        train(tmp_path, TrainerArguments(), records=0)
 
 
 @pytest.mark.parametrize(
     ("cls", "key", "value"),
     [
-        (Arguments, "learning_rate", 0.0),
-        (Arguments, "warmup_ratio", 1.0),
-        (Arguments, "eval_steps", 2.5),
-        (Arguments, "max_steps", 0),
+        (TrainerArguments, "learning_rate", 0.0),
+        (TrainerArguments, "warmup_ratio", 1.0),
+        (TrainerArguments, "eval_steps", 2.5),
+        (TrainerArguments, "max_steps", 0),
         (TrainResources, "num_workers", 0),
-        (TrainResources, "row_tokens", 0),
+        (TrainResources, "max_tokens_per_row", 0),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_with_its_name(cls, key, value):
+def test_an_invalid_value_raises_an_error_with_its_name(cls, key, value):
     with pytest.raises(UserError, match=f"{key} must .* got {value}"):
         from_data(cls, {key: value})
 
 
-def test_offload_without_zero_is_refused():
+def test_offload_without_zero_raises_an_error():
     with pytest.raises(UserError, match="offload optimizer needs zero_stage"):
         from_data(TrainResources, {"offload": "optimizer"})
 
 
-def test_settings_import_nothing_heavy():
+def test_settings_import_no_heavy_package():
     code = "import sys, mint_ray.trainers.config; print({'torch', 'transformers', 'numpy', 'ray'} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"

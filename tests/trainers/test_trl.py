@@ -9,11 +9,11 @@ from transformers import TrainerCallback
 from mint_ray.config.loader import UserError
 from mint_ray.layouts import Example
 from mint_ray.layouts.concatenated import ConcatenatedLayout
-from mint_ray.objectives import Answers, build_objective
+from mint_ray.objectives import CompletionLogps, build_objective
 from mint_ray.objectives.config import Cpo, Dpo, Ipo, Orpo, Sft, SimPo
-from mint_ray.trainers import build_trainer
-from mint_ray.trainers.config import Arguments, TrainResources
-from mint_ray.trainers.examples import InMemory
+from mint_ray.trainers import TrainingRun, build_trainer
+from mint_ray.trainers.config import TrainerArguments, TrainResources
+from mint_ray.trainers.examples import InMemoryExamples
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.trainers import workers
 
@@ -23,8 +23,8 @@ OBJECTIVES = {
     "sft_full": Sft(nll_on="full"),
     "dpo": Dpo(beta=0.2),
     "ipo": Ipo(beta=0.4),
-    "simpo": SimPo(beta=2.0, gamma=0.5),
-    "cpo": Cpo(beta=0.2, nll_weight=0.7),
+    "simpo": SimPo(beta=2.0, simpo_gamma=0.5),
+    "cpo": Cpo(beta=0.2, cpo_alpha=0.7),
 }
 
 
@@ -34,11 +34,11 @@ def one_thread():
 
 
 def make_examples(records, pairs_of_record=None, reference=False, seed=0):
-    """Records of random tokens; lengths and, unless told, numbers of pairs differ."""
+    """Return records of random tokens with different lengths and, by default, different numbers of pairs."""
     rng = random.Random(seed)
 
-    def tokens(least, most):
-        return [rng.randrange(3, 400) for _ in range(rng.randint(least, most))]
+    def tokens(min_length, max_length):
+        return [rng.randrange(3, 400) for _ in range(rng.randint(min_length, max_length))]
 
     examples = []
     for record in range(records):
@@ -57,7 +57,7 @@ def make_examples(records, pairs_of_record=None, reference=False, seed=0):
 
 
 def make_adapter(model):
-    """An adapter that has learned something already."""
+    """Return the model with an adapter that is not at its initial values."""
     lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     torch.manual_seed(3)
     model = get_peft_model(model, lora)
@@ -71,33 +71,34 @@ def train(
     folder, objective, train, validation=(), *, model, kind="trl", per_device=4, callbacks=(), resume=None, **more
 ):
     options = {"train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "warmup_ratio": 0.0} | more
-    return build_trainer(Arguments(kind=kind, objective=objective, **options)).run(
+    run = TrainingRun(
         model=model,
         tokenizer=tiny_tokenizer(),
-        train=InMemory(train),
-        validation=InMemory(list(validation)),
+        train=InMemoryExamples(train),
+        validation=InMemoryExamples(list(validation)),
         output_dir=folder,
         resources=TrainResources(per_device_train_batch_size=per_device, per_device_eval_batch_size=4),
         run_name="test",
-        callbacks=list(callbacks),
+        callbacks=callbacks,
         resume_from_checkpoint=resume,
     )
+    return build_trainer(TrainerArguments(kind=kind, objective=objective, **options)).train(run)
 
 
 def trained(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-class Watch(TrainerCallback):
-    """What the model is given in training, and the gradients of every step."""
+class Recorder(TrainerCallback):
+    """The input rows of the model in training, and the gradients of every step."""
 
     def __init__(self, model):
         self.rows, self.gradients = [], []
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        # below the head, so that it is seen however TRL calls the model
-        base.model.register_forward_pre_hook(self._see, with_kwargs=True)
+        # on the model below the LM head, which TRL may call directly
+        base.model.register_forward_pre_hook(self._record, with_kwargs=True)
 
-    def _see(self, module, args, kwargs):
+    def _record(self, module, args, kwargs):
         if torch.is_grad_enabled():
             ids = args[0] if args else kwargs["input_ids"]
             for row, mask in zip(ids.tolist(), kwargs["attention_mask"].tolist(), strict=True):
@@ -110,42 +111,42 @@ class Watch(TrainerCallback):
 
 
 def our_loss(model, examples, config):
-    """The loss of all pairs together by the plain layout and our objective, and the rewards of both sides."""
+    """Return the loss of all pairs with the plain layout and our objective, and the rewards of both completions."""
     objective, layout = build_objective(config), ConcatenatedLayout()
-    batch = layout.lay_out(examples, score_prompt=objective.nll_weight > 0 and objective.nll_on == "full")
-    logps = layout.run(model, batch)
+    batch = layout.collate(examples, score_prompt=objective.nll_weight > 0 and objective.nll_on == "full")
+    logps = layout.compute_logps(model, batch)
     reference_C = None
     if objective.uses_reference:
         if examples[0].reference_logps is None:
             with torch.no_grad(), model.disable_adapter():
-                reference_C = layout.run(model, batch).sums_C
+                reference_C = layout.compute_logps(model, batch).sums
         else:
             reference_C = torch.tensor([number for example in examples for number in example.reference_logps])
     chosen, rejected = (
-        Answers(
-            sums_P=logps.sums_C[index_P],
-            counts_P=logps.counts_C[index_P],
-            reference_sums_P=None if reference_C is None else reference_C[index_P],
+        CompletionLogps(
+            sums=logps.sums[index_P],
+            counts=logps.counts[index_P],
+            reference_sums=None if reference_C is None else reference_C[index_P],
         )
         for index_P in (batch["chosen_P"], batch["rejected_P"])
     )
-    nll = -(chosen.sums_P.sum() + logps.prompt_sums_B[batch["record_P"]].sum()) / batch["nll_tokens"]
+    nll = -(chosen.sums.sum() + logps.prompt_sums[batch["record_P"]].sum()) / batch["nll_tokens"]
     loss = objective.nll_weight * nll + objective.pair_losses(chosen, rejected).mean()
     return loss, objective.rewards(chosen), objective.rewards(rejected)
 
 
 @pytest.mark.parametrize("weights", ["adapter", "full"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_step_has_our_loss_our_gradient_and_our_tokens(tmp_path, name, weights):
+def test_a_step_has_the_loss_gradient_and_tokens_of_our_objective(tmp_path, name, weights):
     config = OBJECTIVES[name]
     examples = make_examples(4, reference=weights == "full")
     rows = [(example, *pair) for example in examples for pair in example.pairs]
     model = make_adapter(tiny_model()) if weights == "adapter" else tiny_model()
     expected, chosen, rejected = our_loss(ours := copy.deepcopy(model), examples, config)
     expected.backward()
-    watch = Watch(model)
+    recorder = Recorder(model)
     result = train(
-        tmp_path, config, examples, model=model, callbacks=[watch], train_batch_size=len(rows), per_device=len(rows),
+        tmp_path, config, examples, model=model, callbacks=[recorder], train_batch_size=len(rows), per_device=len(rows),
         max_steps=1, max_grad_norm=0.0,
     )  # fmt: skip
     logged = result.log_history[0]
@@ -156,7 +157,7 @@ def test_a_step_has_our_loss_our_gradient_and_our_tokens(tmp_path, name, weights
         assert logged["rewards/chosen"] == pytest.approx(chosen.mean().item(), abs=1e-5)
         assert logged["rewards/rejected"] == pytest.approx(rejected.mean().item(), abs=1e-5)
         assert logged["rewards/accuracies"] == pytest.approx((chosen > rejected).float().mean().item())
-    [gradients] = watch.gradients
+    [gradients] = recorder.gradients
     reference = {key: weight.grad for key, weight in ours.named_parameters() if weight.requires_grad}
     assert gradients.keys() == reference.keys()
     norm = torch.sqrt(sum((gradient**2).sum() for gradient in reference.values()))
@@ -164,12 +165,12 @@ def test_a_step_has_our_loss_our_gradient_and_our_tokens(tmp_path, name, weights
         assert (gradients[key] - gradient).abs().max() / norm < 1e-5, key
     sides = (1,) if name.startswith("sft") else (1, 2)
     ids = [row[0].prompt_ids + row[0].completions[row[side]] for row in rows for side in sides]
-    assert sorted(watch.rows) == sorted(ids)
+    assert sorted(recorder.rows) == sorted(ids)
     assert result.train_tokens == sum(map(len, ids))
 
 
-def test_trl_and_our_own_trainer_end_with_the_same_weights(tmp_path):
-    # a pair per record and a micro-batch per step: both then mean the same by a batch
+def test_trl_and_the_shared_prefix_trainer_end_with_the_same_weights(tmp_path):
+    # with one pair per record and one micro-batch per step both normalize by the same batch
     examples = make_examples(14, pairs_of_record=1)
     outcomes = {}
     for kind in ("trl", "shared_prefix"):
@@ -190,30 +191,32 @@ def test_trl_and_our_own_trainer_end_with_the_same_weights(tmp_path):
         torch.testing.assert_close(their_weights[name], weight, rtol=1e-3, atol=1e-5)
 
 
-def test_micro_batches_of_a_step_give_its_mean(tmp_path):
+def test_the_gradient_of_a_step_is_the_mean_over_its_micro_batches(tmp_path):
     examples = make_examples(4, pairs_of_record=2)
     gradients = []
     for per_device in (8, 2):
         model = tiny_model()
-        watch = Watch(model)
+        recorder = Recorder(model)
         train(
-            tmp_path / str(per_device), OBJECTIVES["simpo"], examples, model=model, callbacks=[watch], max_steps=1,
+            tmp_path / str(per_device), OBJECTIVES["simpo"], examples, model=model, callbacks=[recorder], max_steps=1,
             train_batch_size=8, per_device=per_device, max_grad_norm=0.0,
         )  # fmt: skip
-        gradients += watch.gradients
+        gradients += recorder.gradients
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path):
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path):
     class Stop(TrainerCallback):
         def on_save(self, args, state, control, **_):
             control.should_training_stop = True
 
     examples = make_examples(8)
     options = {"num_train_epochs": 2, "eval_steps": 3, "per_device": 2}
-    through = make_adapter(tiny_model())
-    expected = train(tmp_path / "through", OBJECTIVES["dpo"], examples, examples[:2], model=through, **options)
+    uninterrupted = make_adapter(tiny_model())
+    expected = train(
+        tmp_path / "uninterrupted", OBJECTIVES["dpo"], examples, examples[:2], model=uninterrupted, **options
+    )
     train(
         tmp_path / "broken", OBJECTIVES["dpo"], examples, examples[:2], model=make_adapter(tiny_model()),
         callbacks=[Stop()], **options,
@@ -225,23 +228,23 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(tmp_path):
     )  # fmt: skip
     assert result.global_step == expected.global_step == 8
     assert result.train_tokens == expected.train_tokens
-    for name, weight in trained(through).items():
+    for name, weight in trained(uninterrupted).items():
         torch.testing.assert_close(trained(resumed)[name], weight, rtol=1e-6, atol=1e-7)
-    # TRL's copy of the adapter is gone
+    # TRL's copy of the adapter is removed
     assert list(resumed.peft_config) == ["default"]
 
 
-def test_nobody_outside_is_told_of_a_run(tmp_path, monkeypatch):
-    told = []
+def test_no_telemetry_is_sent(tmp_path, monkeypatch):
+    sent = []
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **what: told.append(what))
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **data: sent.append(data))
     train(tmp_path, OBJECTIVES["sft"], make_examples(2), model=tiny_model(), max_steps=1)
-    assert not told
+    assert not sent
 
 
 def test_two_workers_end_with_the_weights_of_one(tmp_path):
-    # three whole steps of the 15 pairs: TRL fills the last one up with pairs of the first
-    config = Arguments(
+    # three complete steps of the 15 pairs: TRL fills the last one with pairs of the first
+    config = TrainerArguments(
         kind="trl", objective=OBJECTIVES["dpo"], train_batch_size=4, max_steps=3, eval_steps=3, learning_rate=1e-3,
         logging_steps=1, warmup_ratio=0.0,
     )  # fmt: skip
@@ -263,23 +266,23 @@ def test_two_workers_end_with_the_weights_of_one(tmp_path):
 
 
 @pytest.mark.parametrize("objective", [Orpo(nll_on="completion"), Cpo(nll_on="full")], ids=lambda one: one.kind)
-def test_a_likelihood_that_trl_does_not_have_is_refused(objective):
+def test_a_likelihood_that_trl_does_not_support_raises_an_error(objective):
     with pytest.raises(UserError, match=f"objective.nll_on: got {objective.nll_on}; TRL's .* only"):
-        build_trainer(Arguments(kind="trl", objective=objective))
+        build_trainer(TrainerArguments(kind="trl", objective=objective))
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_refused(tmp_path):
+def test_a_batch_size_that_is_not_divisible_raises_an_error(tmp_path):
     with pytest.raises(
-        UserError, match="train_batch_size: got 4, no multiple of per_device_train_batch_size 3 times 1"
+        UserError, match="train_batch_size: got 4, not a multiple of per_device_train_batch_size 3 times 1"
     ):
         train(tmp_path, OBJECTIVES["simpo"], make_examples(2), model=tiny_model(), per_device=3)
 
 
-def test_a_student_without_adapter_needs_what_its_reference_says(tmp_path):
+def test_a_student_without_an_adapter_needs_reference_log_probabilities(tmp_path):
     with pytest.raises(UserError, match="dpo needs reference log-probabilities"):
         train(tmp_path, OBJECTIVES["dpo"], make_examples(2), model=tiny_model())
 
 
-def test_no_pairs_to_train_on_is_refused(tmp_path):
+def test_no_pairs_to_train_on_raise_an_error(tmp_path):
     with pytest.raises(UserError, match="no pairs"):
         train(tmp_path, OBJECTIVES["simpo"], [], model=tiny_model())

@@ -1,4 +1,4 @@
-"""Train the tiny student in this process, or in several that meet over gloo."""
+"""Train the tiny student in this process, or in several processes connected by gloo."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from mint_ray.config.loader import dump, from_data
 from mint_ray.records import Message, PreferencePair
-from mint_ray.trainers import TrainResult, build_trainer
-from mint_ray.trainers.config import Arguments, TrainResources
-from mint_ray.trainers.examples import InMemory
+from mint_ray.trainers import TrainingRun, TrainResult, build_trainer
+from mint_ray.trainers.config import TrainerArguments, TrainResources
+from mint_ray.trainers.examples import InMemoryExamples
 from mint_ray.trainers.tokenization import tokenize_pairs
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -41,7 +41,7 @@ def to_pair(record_id: str, prompt: str, chosen: str, rejected: str) -> Preferen
 
 
 def make_examples(records: int) -> list:
-    """Records whose prompts, answers and numbers of pairs all differ in length."""
+    """Return records that differ in the lengths of prompts and completions and in the number of pairs."""
     pairs = [
         to_pair(
             f"r{record}",
@@ -63,7 +63,7 @@ def tiny_adapter(dropout: float = 0.0) -> nn.Module:
 
 def train(
     folder: Path,
-    config: Arguments,
+    config: TrainerArguments,
     resources: TrainResources | None = None,
     *,
     model: nn.Module | None = None,
@@ -72,25 +72,26 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     resume: Path | None = None,
 ) -> tuple[TrainResult, dict[str, Tensor]]:
-    """What the trainer said, and the weights it left behind."""
+    """Return the trainer's result and the trained weights."""
     model = model or tiny_model()
     examples = make_examples(records + validation)
-    result = build_trainer(config).run(
+    run = TrainingRun(
         model=model,
         tokenizer=tiny_tokenizer(),
-        train=InMemory(examples[:records]),
-        validation=InMemory(examples[records:]),
+        train=InMemoryExamples(examples[:records]),
+        validation=InMemoryExamples(examples[records:]),
         output_dir=folder,
         resources=resources or TrainResources(per_device_train_batch_size=8),
         run_name="test",
-        callbacks=list(callbacks),
+        callbacks=callbacks,
         resume_from_checkpoint=resume,
     )
+    result = build_trainer(config).train(run)
     return result, {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 class StopAfter(TrainerCallback):
-    """Ends a run after so many steps, as if it had been cut off there."""
+    """A callback that stops training after a step, as an interruption would."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -103,7 +104,7 @@ class StopAfter(TrainerCallback):
 def train_on_workers(
     workers: int,
     folder: Path,
-    config: Arguments,
+    config: TrainerArguments,
     resources: TrainResources,
     *,
     adapter: bool = False,
@@ -112,7 +113,7 @@ def train_on_workers(
     stop_after: int = 0,
     resume: Path | None = None,
 ) -> list[list[dict[str, float]]]:
-    """The log of each worker; rank 0 leaves `weights.pt` in `folder`."""
+    """Return the log of each worker; rank 0 writes `weights.pt` to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     job = {
         "config": dump(config), "resources": dump(resources), "adapter": adapter, "records": records,
@@ -144,25 +145,25 @@ def _work(folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     resume = Path(job["resume"]) if job["resume"] else None
     if resume and rank:
-        # on another machine there is no more of the checkpoint than this
+        # other nodes have only this file of the checkpoint
         own = folder / f"resume-{rank}"
         own.mkdir()
         (own / "trainer_state.json").write_bytes((resume / "trainer_state.json").read_bytes())
         resume = own
-    config = from_data(Arguments, job["config"])
+    config = from_data(TrainerArguments, job["config"])
     resources = from_data(TrainResources, job["resources"])
     model = tiny_adapter() if job["adapter"] else tiny_model()
-    place = folder / f"rank-{rank}"
+    output_dir = folder / f"rank-{rank}"
     result, weights = train(
-        place, config, resources, model=model, records=job["records"], validation=job["validation"],
+        output_dir, config, resources, model=model, records=job["records"], validation=job["validation"],
         callbacks=[StopAfter(job["stop_after"])], resume=resume,
     )  # fmt: skip
     if rank:
-        assert not list(place.rglob("*.safetensors"))
+        assert not list(output_dir.rglob("*.safetensors"))
     elif resources.zero_stage != 3:
         torch.save(weights, folder / "weights.pt")
     (folder / f"log-{rank}.json").write_text(json.dumps(result.log_history))
-    # gloo's threads must be gone before the interpreter is, or it ends in an abort now and then
+    # gloo's threads must stop before the interpreter exits, which otherwise sometimes aborts
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
