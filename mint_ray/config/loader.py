@@ -20,11 +20,8 @@ from ruamel.yaml.error import YAMLError
 
 T = TypeVar("T")
 
-# made once a class: that takes a third of a second for a root config
+# made once per class: that takes a third of a second for a root config
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
-
-RESOURCES = "resources"
-"""Sections of this name hold worker counts and batch sizes; they never change a fingerprint."""
 
 TRACEBACK = re.compile(r"^\s*File \"[^\n]+\", line \d+", re.MULTILINE)
 MAX_LINE = 500
@@ -71,17 +68,29 @@ def settings(cls: type[T]) -> type[T]:
     return made
 
 
-def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: Sequence[str | Path] = ()) -> T:
-    """Read `cls` from a YAML file, partial files `layers` and overrides such as `train.trainer.beta=0.2` laid over it.
+class Resources:
+    """Base of settings classes with worker counts, batch sizes and the like, which never change a fingerprint."""
 
-    A mapping of a layer is merged key by key with what lies below, unless it changes its `kind`; all else replaces.
-    Raises UserError naming where the value came from (file or override), the dotted path, the value and, for an
-    unknown key, the nearest one.
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: Sequence[str | Path] = ()) -> T:
+    """Read `cls` from a YAML file, with partial files and overrides such as `train.trainer.beta=0.2` merged into it.
+
+    A mapping in a layer is merged key by key, unless it changes the section's `kind`; anything else replaces the value.
+
+    Args:
+        cls: Settings class of the root.
+        path: YAML file.
+        overrides: Dotted paths and their values as YAML, in order; they win over files.
+        layers: Partial YAML files, in order.
+
+    Raises:
+        UserError: A value is invalid; names the file or override, the dotted path, the value and, for an unknown key,
+            the most similar known one.
     """
-    said = _say(read_yaml(path), str(path))
+    data = _with_source(read_yaml(path), str(path))
     for layer in layers:
-        said = _with_default_kinds(cls, said, str(path))
-        _lay_over(said, _say(read_yaml(layer), str(layer)))
+        data = _with_default_kinds(cls, data, str(path))
+        _merge(data, _with_source(read_yaml(layer), str(layer)))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -90,14 +99,14 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = (), layers: 
             value = YAML(typ="safe", pure=True).load(text)
         except YAMLError as error:
             raise UserError(f"override {override!r}: not YAML: {one_line(error)}") from error
-        where = f"override {override!r}"
-        _put(said, key.split("."), _say(value, where), where)
-    return _build(cls, said, where=str(path))
+        source = f"override {override!r}"
+        _set(data, key.split("."), _with_source(value, source), source)
+    return _build(cls, data, source=str(path))
 
 
-def from_data(cls: type[T], data: Any, where: str = "config") -> T:
-    """Build `cls` from plain data; `where` names the file in errors. Raises UserError."""
-    return _build(cls, _say(data, where), where)
+def from_data(cls: type[T], data: Any, source: str = "config") -> T:
+    """Build `cls` from plain data; `source` names the data in errors. Raises UserError."""
+    return _build(cls, _with_source(data, source), source)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -118,104 +127,170 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump(config: Any) -> dict[str, Any]:
-    """The resolved config as plain data that `from_data` reads back."""
+    """Return the resolved config as plain data that `from_data` reads back."""
     return typing.cast(dict[str, Any], _adapter(type(config)).dump_python(config, mode="json"))
 
 
 def replace(config: T, changes: Mapping[str, Any]) -> T:
-    """A copy of `config` with dotted paths changed, checked as if it had been loaded so."""
-    said = _say(dump(config), "config")
-    for key, value in changes.items():
-        _put(said, key.split("."), _say(value, "config"), f"change {key!r}")
-    return _build(type(config), said, "config")
+    """Return a copy of `config` with the values at dotted paths changed, validated as if loaded. Raises UserError."""
+    data = _with_source(dump(config), "config")
+    for path, value in changes.items():
+        _set(data, path.split("."), _with_source(value, "config"), f"change {path!r}")
+    return _build(type(config), data, "config")
+
+
+def without_resources(value: Any, data: Any = None) -> Any:
+    """Return plain data of a config, or of a structure that contains configs, without their `Resources` sections.
+
+    The type of a section decides, not its key: a user's own option named `resources` is kept.
+
+    Args:
+        value: A settings object, plain data, or mappings and lists of both.
+        data: Plain data of the same structure to return instead of `value`'s own.
+    """
+    if _is_settings(value):
+        data = dump(value) if data is None else data
+        fields = {key: getattr(value, key) for key in data}
+        return {
+            key: without_resources(fields[key], item)
+            for key, item in data.items()
+            if not isinstance(fields[key], Resources)
+        }
+    if isinstance(value, Mapping):
+        return {key: without_resources(item, None if data is None else data[key]) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [None] * len(value) if data is None else data
+        return [without_resources(item, plain) for item, plain in zip(value, items, strict=True)]
+    return value if data is None else data
+
+
+def resources_of(value: Any, path: str = "") -> dict[str, Any]:
+    """Return the plain data of each `Resources` section of a config, or a mapping of configs, by its dotted path."""
+    if isinstance(value, Resources):
+        return {path: dump(value)}
+    if _is_settings(value):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    found: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            found |= resources_of(item, f"{path}.{key}" if path else str(key))
+    return found
 
 
 def fingerprint(*parts: Any) -> str:
-    """Twelve hex digits that name the content of `parts` (plain data), `resources` sections left out."""
-    text = json.dumps([_without_resources(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    """Return twelve hex digits that identify `parts`: configs without their resources, and plain data."""
+    text = json.dumps([without_resources(part) for part in parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:
-    """JSON Schema of a config class, field docstrings as descriptions."""
-    return _adapter(cls).json_schema()
+    """Return the JSON Schema of a settings class, with the docstrings of its fields as descriptions."""
+    schema = _adapter(cls).json_schema()
+    # pydantic reads the docstrings of a class's own fields, not those of inherited ones
+    for section in _sections(cls, set()):
+        # pydantic adds the module to names that several classes have
+        long_name = f"{section.__module__}.{section.__qualname__}".replace(".", "__")
+        part = schema if section is cls else schema["$defs"].get(section.__name__) or schema["$defs"][long_name]
+        for base in filter(dataclasses.is_dataclass, section.__mro__[1:]):
+            for key, inherited in _adapter(base).json_schema()["properties"].items():
+                if "description" in inherited:
+                    part["properties"][key].setdefault("description", inherited["description"])
+    return schema
+
+
+def _sections(annotation: Any, found: set[type[Any]]) -> set[type[Any]]:
+    """Add every settings class in an annotation, and in the fields of those classes, to `found`."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) and annotation not in found:
+        found.add(annotation)
+        for hint in typing.get_type_hints(annotation, include_extras=True).values():
+            _sections(hint, found)
+    for argument in typing.get_args(annotation):
+        _sections(argument, found)
+    return found
+
+
+def _is_settings(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Said:
-    """A value that is no mapping, and the file or override that says it."""
+class _Sourced:
+    """A value other than a mapping, and the file or override that it comes from."""
 
     value: Any
-    where: str
+    source: str
 
 
-def _say(data: Any, where: str) -> Any:
-    """`data` with every value that is no mapping as a `_Said`."""
-    return {key: _say(value, where) for key, value in data.items()} if isinstance(data, dict) else _Said(data, where)
+def _with_source(data: Any, source: str) -> Any:
+    """Return `data` with every value other than a mapping as a `_Sourced`."""
+    if isinstance(data, dict):
+        return {key: _with_source(value, source) for key, value in data.items()}
+    return _Sourced(data, source)
 
 
-def _unsay(said: Any) -> Any:
-    return {key: _unsay(value) for key, value in said.items()} if isinstance(said, dict) else said.value
+def _without_source(data: Any) -> Any:
+    return {key: _without_source(value) for key, value in data.items()} if isinstance(data, dict) else data.value
 
 
-def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
-    for key, value in above.items():
-        under = below.get(key)
-        if isinstance(under, dict) and isinstance(value, dict) and not _changes_kind(under, value):
-            _lay_over(under, value)
+def _merge(base: dict[str, Any], layer: dict[str, Any]) -> None:
+    for key, value in layer.items():
+        below = base.get(key)
+        if isinstance(below, dict) and isinstance(value, dict) and not _changes_kind(below, value):
+            _merge(below, value)
         else:
-            below[key] = value
+            base[key] = value
 
 
-def _changes_kind(below: dict[str, Any], above: dict[str, Any]) -> bool:
-    # below, every section of a union has its kind
-    return "kind" in below and "kind" in above and _unsay(below["kind"]) != _unsay(above["kind"])
+def _changes_kind(base: dict[str, Any], layer: dict[str, Any]) -> bool:
+    # in the base, every section of a union has its kind
+    return "kind" in base and "kind" in layer and _without_source(base["kind"]) != _without_source(layer["kind"])
 
 
-def _put(said: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
+def _set(data: dict[str, Any], keys: list[str], value: Any, source: str) -> None:
     for key in keys[:-1]:
-        below = said.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise UserError(f"{where}: {key} is {below.value!r}, not a section")
-        said = below
-    said[keys[-1]] = value
+        section = data.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"{source}: {key} is {section.value!r}, not a section")
+        data = section
+    data[keys[-1]] = value
 
 
-def _build(cls: type[T], said: Any, where: str) -> T:
+def _build(cls: type[T], data: Any, source: str) -> T:
     # JSON in strict mode: lists become tuples, yet "5" is no number and true is no 1
     try:
-        plain = _unsay(_with_default_kinds(cls, said, where))
+        plain = _without_source(_with_default_kinds(cls, data, source))
         return typing.cast(T, _adapter(cls).validate_json(json.dumps(plain, default=str), strict=True))
     except ValidationError as error:
         lines = []
         for item in error.errors(include_url=False):
             path, text = _explain(cls, item)
-            lines.append(": ".join([_speakers(said, path, text) or where, *([".".join(path)] if path else []), text]))
+            origin = _sources_of(data, path, text) or source
+            lines.append(": ".join([origin, *([".".join(path)] if path else []), text]))
         raise UserError("\n".join(lines)) from error
 
 
-def _with_default_kinds(cls: Any, said: Any, where: str) -> Any:
-    """`said` with the default's `kind` in every section of a union that states none: `a.beta=1` needs no `a.kind`."""
-    if not isinstance(said, dict) or not dataclasses.is_dataclass(cls):
-        return said
-    hints, filled = typing.get_type_hints(cls, include_extras=True), dict(said)
+def _with_default_kinds(cls: Any, data: Any, source: str) -> Any:
+    """Return `data` with the default's `kind` in each section of a union without one: `a.beta=1` needs no `a.kind`."""
+    if not isinstance(data, dict) or not dataclasses.is_dataclass(cls):
+        return data
+    hints, filled = typing.get_type_hints(cls, include_extras=True), dict(data)
     for field in dataclasses.fields(cls):
-        section = said.get(field.name)
+        section = data.get(field.name)
         members = [member for member in _members(hints[field.name]) if dataclasses.is_dataclass(member)]
         if not isinstance(section, dict) or not members:
             continue
         default: Any = field.default
         if len(members) > 1 and "kind" not in section and hasattr(default, "kind"):
-            section = {"kind": _Said(default.kind, where), **section}
-        kind = _unsay(section["kind"]) if "kind" in section else None
+            section = {"kind": _Sourced(default.kind, source), **section}
+        kind = _without_source(section["kind"]) if "kind" in section else None
         chosen = [member for member in members if len(members) == 1 or _tag(member) == kind]
-        filled[field.name] = _with_default_kinds(chosen[0], section, where) if chosen else section
+        filled[field.name] = _with_default_kinds(chosen[0], section, source) if chosen else section
     return filled
 
 
-def _speakers(said: Any, path: Sequence[str], text: str) -> str:
-    """Who said what stands at `path`; of a section, the keys that `text` names; "" where that would be everybody."""
-    part = said
+def _sources_of(data: Any, path: Sequence[str], text: str) -> str:
+    """Return the sources of the value at `path`; of a section, those of the keys in `text`; "" for the whole data."""
+    part = data
     for key in path:
         if not isinstance(part, dict) or key not in part:
             break
@@ -223,29 +298,21 @@ def _speakers(said: Any, path: Sequence[str], text: str) -> str:
     if isinstance(part, dict):
         words = set(re.findall(r"\w+", text))
         part = {key: value for key, value in part.items() if key in words} or part
-    return "" if part is said else ", ".join(dict.fromkeys(_every_speaker(part)))
+    return "" if part is data else ", ".join(dict.fromkeys(_all_sources(part)))
 
 
-def _every_speaker(said: Any) -> Iterator[str]:
-    if isinstance(said, dict):
-        for value in said.values():
-            yield from _every_speaker(value)
+def _all_sources(data: Any) -> Iterator[str]:
+    if isinstance(data, dict):
+        for value in data.values():
+            yield from _all_sources(value)
     else:
-        yield said.where
-
-
-def _without_resources(part: Any) -> Any:
-    if isinstance(part, dict):
-        return {key: _without_resources(value) for key, value in part.items() if key != RESOURCES}
-    if isinstance(part, list | tuple):
-        return [_without_resources(value) for value in part]
-    return part
+        yield data.source
 
 
 def _explain(cls: type[Any], error: Any) -> tuple[list[str], str]:
-    """Where an error lies, as the user wrote it, and what it is."""
+    """Return the path of an error as the user wrote it, and an explanation."""
     loc, kind = error["loc"], error["type"]
-    path, owner = _walk(cls, loc)
+    path, owner = _resolve_path(cls, loc)
     value = f"got {error['input']!r}"
     if kind == "unexpected_keyword_argument":
         known = [field.name for field in dataclasses.fields(owner)] if owner else []
@@ -267,8 +334,8 @@ def _explain(cls: type[Any], error: Any) -> tuple[list[str], str]:
     return path, f"{error['msg'][0].lower()}{error['msg'][1:]}, {value}"
 
 
-def _walk(cls: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
-    """The path of an error as the user wrote it (union tags left out), and the class that owns its last key."""
+def _resolve_path(cls: Any, loc: tuple[Any, ...]) -> tuple[list[str], Any]:
+    """Return the path of an error as the user wrote it (without union tags), and the class that owns its last key."""
     path: list[str] = []
     owner: Any = None
     current = cls

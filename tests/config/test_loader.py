@@ -1,13 +1,17 @@
+"""Configs from YAML, layers and overrides; their errors; fingerprints."""
+
 from __future__ import annotations
 
 import traceback
+from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
 from mint_ray.config.loader import (
+    Resources,
     UserError,
     dump,
     fingerprint,
@@ -16,7 +20,9 @@ from mint_ray.config.loader import (
     load,
     one_line,
     replace,
+    resources_of,
     settings,
+    without_resources,
 )
 
 
@@ -31,15 +37,15 @@ class Fast:
 class Slow:
     kind: Literal["slow"] = "slow"
     steps: tuple[int, ...] = ()
-    rest: float = 0.0
+    pause: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rest > len(self.steps):
-            raise ValueError(f"rest must not exceed the steps, got {self.rest} and {len(self.steps)}")
+        if self.pause > len(self.steps):
+            raise ValueError(f"pause must not exceed the steps, got {self.pause} and {len(self.steps)}")
 
 
 @settings
-class Resources:
+class Workers(Resources):
     workers: int = 1
 
 
@@ -47,7 +53,7 @@ class Resources:
 class Root:
     trainer: Annotated[Fast | Slow, Field(discriminator="kind")] = Fast()
     name: str = "x"
-    resources: Resources = Resources()
+    resources: Workers = Workers()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -60,7 +66,7 @@ def write(tmp_path: Path, text: str, name: str = "spec.yaml") -> Path:
     return path
 
 
-def test_overrides_are_laid_over_the_file_and_scientific_notation_is_a_number(tmp_path: Path) -> None:
+def test_overrides_win_over_the_file_and_scientific_notation_is_a_number(tmp_path: Path) -> None:
     path = write(tmp_path, "trainer: {kind: fast, rate: 5e-4}\n")
     assert load(Root, path).trainer == Fast(rate=5e-4)
     assert load(Root, path, ["trainer.rate=1e-3", "name=no"]) == Root(trainer=Fast(rate=1e-3), name="no")
@@ -95,12 +101,12 @@ def test_an_error_names_file_path_value_and_nearest_key(
 
 
 def test_layers_are_merged_key_by_key_in_order_and_overrides_come_last(tmp_path: Path) -> None:
-    spec = write(tmp_path, "name: recipe\ntrainer: {kind: slow, steps: [1, 2, 3], rest: 2.0}\n")
+    spec = write(tmp_path, "name: recipe\ntrainer: {kind: slow, steps: [1, 2, 3], pause: 2.0}\n")
     one = write(tmp_path, "resources: {workers: 2}\ntrainer: {steps: [4, 5]}\n", "one.yaml")
     two = write(tmp_path, "resources: {workers: 4}\n", "two.yaml")
     config = load(Root, spec, layers=[one, two])
-    # a list is no mapping: it replaces
-    assert config == Root(name="recipe", trainer=Slow(steps=(4, 5), rest=2.0), resources=Resources(workers=4))
+    # a list replaces the one below
+    assert config == Root(name="recipe", trainer=Slow(steps=(4, 5), pause=2.0), resources=Workers(workers=4))
     assert load(Root, spec, ["resources.workers=8"], [one, two]).resources.workers == 8
     assert load(Root, spec, layers=[two, one]).resources.workers == 2
 
@@ -108,15 +114,15 @@ def test_layers_are_merged_key_by_key_in_order_and_overrides_come_last(tmp_path:
 def test_a_layer_that_changes_the_kind_replaces_the_whole_mapping(tmp_path: Path) -> None:
     spec = write(tmp_path, "trainer: {kind: slow, steps: [1]}\n")
     assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: fast}", "f.yaml")]).trainer == Fast()
-    same = write(tmp_path, "trainer: {kind: slow, rest: 1}", "s.yaml")
-    assert load(Root, spec, layers=[same]).trainer == Slow(steps=(1,), rest=1.0)
+    same = write(tmp_path, "trainer: {kind: slow, pause: 1}", "s.yaml")
+    assert load(Root, spec, layers=[same]).trainer == Slow(steps=(1,), pause=1.0)
 
 
-def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Path) -> None:
+def test_a_section_without_a_kind_has_the_default_kind(tmp_path: Path) -> None:
     spec = write(tmp_path, "trainer: {rate: 2}\n")
     assert load(Root, spec).trainer == Fast(rate=2.0)
     assert load(Root, write(tmp_path, "name: a", "a.yaml"), ["trainer.rate=3"]).trainer == Fast(rate=3.0)
-    # so another kind replaces it too, and the same does not
+    # therefore another kind replaces the section, and the same kind is merged
     assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: slow}", "s.yaml")]).trainer == Slow()
     assert load(Root, spec, layers=[write(tmp_path, "trainer: {kind: fast}", "f.yaml")]).trainer == Fast(rate=2.0)
     later = [write(tmp_path, "trainer: {rate: 2}", "one.yaml"), write(tmp_path, "trainer: {kind: slow}", "two.yaml")]
@@ -132,9 +138,9 @@ def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Pat
         ("resources: {workers: many}", "resources: {workers: 2}", ["resources.workers=few"], "override 'resources.workers=few': resources.workers:"),
         ("trainer: {kind: slow}", "trainer: {kind: fats}", [], "{layer}: trainer.kind: got 'fats'"),
         ("trainer: {kind: slow, steps: [1]}", "trainer: {steps: [1, x]}", [], "{layer}: trainer.steps.1:"),
-        # a rule over several keys names whoever gave one of them
-        ("trainer: {kind: slow, steps: [1]}", "trainer: {rest: 2}", [], "{spec}, {layer}: trainer: rest must not exceed the steps, got 2.0 and 1"),
-        ("trainer: {kind: slow, rest: 2}", "name: b", ["trainer.steps=[1]"], "{spec}, override 'trainer.steps=[1]': trainer: rest must"),
+        # an error about several keys names all their sources
+        ("trainer: {kind: slow, steps: [1]}", "trainer: {pause: 2}", [], "{spec}, {layer}: trainer: pause must not exceed the steps, got 2.0 and 1"),
+        ("trainer: {kind: slow, pause: 2}", "name: b", ["trainer.steps=[1]"], "{spec}, override 'trainer.steps=[1]': trainer: pause must"),
         ("name: a", "name: ''", [], "{layer}: name must not be empty"),
         ("name: a", "[1]", [], "{layer}: expected a mapping"),
     ],
@@ -142,21 +148,21 @@ def test_a_section_without_a_kind_is_of_the_kind_it_has_by_default(tmp_path: Pat
 def test_an_error_names_the_layer_that_the_value_came_from(
     tmp_path: Path, spec: str, layer: str, overrides: list[str], expected: str
 ) -> None:
-    places = {"spec": write(tmp_path, spec), "layer": write(tmp_path, layer, "layer.yaml")}
+    paths = {"spec": write(tmp_path, spec), "layer": write(tmp_path, layer, "layer.yaml")}
     with pytest.raises(UserError) as caught:
-        load(Root, places["spec"], overrides, [places["layer"]])
-    assert str(caught.value).startswith(expected.format(**places))
+        load(Root, paths["spec"], overrides, [paths["layer"]])
+    assert str(caught.value).startswith(expected.format(**paths))
 
 
-def test_what_is_missing_is_missed_in_the_spec(tmp_path: Path) -> None:
+def test_a_missing_key_is_reported_for_the_spec(tmp_path: Path) -> None:
     @settings
-    class Needy:
+    class Required:
         name: str
-        resources: Resources = Resources()
+        resources: Workers = Workers()
 
     spec, layer = write(tmp_path, "{}"), write(tmp_path, "resources: {workers: 2}", "layer.yaml")
     with pytest.raises(UserError, match=r"spec\.yaml: name: required, and not given"):
-        load(Needy, spec, layers=[layer])
+        load(Required, spec, layers=[layer])
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -176,8 +182,37 @@ def test_dump_is_read_back_and_replace_checks() -> None:
 
 def test_fingerprint_changes_with_everything_but_resources() -> None:
     config = Root()
-    assert fingerprint(dump(config)) == fingerprint(dump(Root(resources=Resources(workers=9))))
-    assert fingerprint(dump(config)) != fingerprint(dump(Root(trainer=Fast(rate=2.0))))
+    assert fingerprint(config) == fingerprint(Root(resources=Workers(workers=9)))
+    assert fingerprint({"a": [config]}) == fingerprint({"a": [Root(resources=Workers(workers=9))]})
+    assert fingerprint(config) != fingerprint(Root(trainer=Fast(rate=2.0)))
+
+
+@settings
+class Imported:
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the user's own code."""
+    nested: Root = Root()
+
+
+def test_an_option_of_the_user_that_is_named_resources_counts() -> None:
+    one, other = (Imported(options={"resources": {"atlas": name}}) for name in ("a", "b"))
+    assert fingerprint(one) != fingerprint(other)
+    assert without_resources(one) == {
+        "options": {"resources": {"atlas": "a"}},
+        "nested": {key: value for key, value in dump(Root()).items() if key != "resources"},
+    }
+
+
+def test_resources_are_found_by_their_type_at_any_depth() -> None:
+    config = Imported(nested=Root(resources=Workers(workers=3)), options={"resources": 1})
+    assert resources_of(config) == {"nested.resources": {"workers": 3}}
+    assert resources_of({"fit": config}) == {"fit.nested.resources": {"workers": 3}}
+
+
+def test_plain_data_of_a_config_can_be_stripped_of_its_resources() -> None:
+    data = dump(Imported(options={"resources": 1})) | {"options": {"resources": 2}}
+    assert without_resources(Imported(options={"resources": 1}), data)["options"] == {"resources": 2}
+    assert "resources" not in without_resources(Imported(options={"resources": 1}), data)["nested"]
 
 
 def test_schema_carries_field_docstrings() -> None:
