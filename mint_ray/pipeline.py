@@ -1,178 +1,242 @@
-"""The whole story: records, teacher, scores, pairs, tokens, student, evaluation, report."""
+"""Run the stages of a config in order; a stage whose output is complete is not run again."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
-from mint_ray import storage
+from mint_ray import lineage, storage
 from mint_ray.artifacts import Artifact, find_artifact
-from mint_ray.config.loader import UserError, from_data
+from mint_ray.config.loader import UserError
 from mint_ray.config.pipeline import PipelineConfig
-from mint_ray.config.stages import Train
+from mint_ray.models.pretrained import check_model
+from mint_ray.plan import Done, Step, plan_steps
 from mint_ray.runtime.goodput import measure_goodput
 from mint_ray.sources import build_source
-from mint_ray.stages.benchmark import check_general
-from mint_ray.stages.build_vlm import STUDENT, check_parts, join_student
-from mint_ray.stages.evaluate import answer_records, evaluate_student
-from mint_ray.stages.fit import fit_teacher
-from mint_ray.stages.match_texts import check_texts, pair_texts
-from mint_ray.stages.pair import check_gate, check_lengths, draw_pairs
-from mint_ray.stages.prepare import prepare_records
-from mint_ray.stages.report import write_report
-from mint_ray.stages.retrieve import check_retrieval
-from mint_ray.stages.score import score_records
-from mint_ray.stages.shuffle_images import shuffle_images
-from mint_ray.stages.tokenize import tokenize_pairs
-from mint_ray.stages.train import OnEvaluation, train_student
-from mint_ray.students import check_sight, check_student
-from mint_ray.tasks import build_task
-from mint_ray.teachers import build_teacher
-from mint_ray.telemetry import record_metric, heartbeat
-from mint_ray.trainers import build_trainer
+from mint_ray.students.checks import check_images
+from mint_ray.tasks import Task, build_task
+from mint_ray.teachers import teacher_inputs
+from mint_ray.telemetry import heartbeat, record_metric
+from mint_ray.trainers import check_trainer
 
 logger = logging.getLogger("mint_ray")
 
-Done = dict[str, Artifact]
+OnEvaluation = Callable[[str, int, dict[str, Any]], None]
+"""Callback for validations during training: name of the run below `RUNS`, step, metrics by their name in the log."""
 
-STAGES: dict[str, Callable[[PipelineConfig, Done], Artifact]] = {
-    "prepare": lambda c, done: pair_texts(c.root, c.prepare, c.task, prepare_records(c.root, c.prepare, c.task)),
-    "fit": lambda c, done: fit_teacher(c.root, c.fit, done["prepare"]),
-    "score": lambda c, done: score_records(c.root, c.score, c.task, done["fit"], done["prepare"]),
-    "shuffle": lambda c, done: shuffle_images(c.root, done["prepare"]),
-    "pair": lambda c, done: draw_pairs(c.root, c.pair, c.task, shown(done), done["score"], ask_students(c, done)),
-    "join": lambda c, done: join(c, done),
-    "tokenize": lambda c, done: tokenize_pairs(c.root, taught(c, done), done["pair"]),
-    "train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"]),
-    "evaluate": lambda c, done: evaluate_student(
-        c.root, c.evaluate, c.task, c.pair.sampler, shown(done), done["score"], done["train"]
-    ),
-    "report": lambda c, done: write_report(c.root, c.title, c.task, done),
-}
-
-WITHOUT_STUDENT = ("prepare", "fit", "score", "shuffle", "pair", "join")
+STUDENT_STAGES = {"rank", "tokenize", "train", "choose_passages", "answer", "benchmark"}
+"""Stages that load the student or its tokenizer."""
 
 
 def run_pipeline(config: PipelineConfig, last: str = "report", on_evaluation: OnEvaluation | None = None) -> Done:
-    """Run every stage up to `last` in order; a stage whose artifact is complete is not run again.
+    """Run the stage `last` and every stage that it needs; return the outputs by step.
 
-    `on_evaluation` is told of every validation during training, as `train_student` says. Raises UserError for what the
-    user can mend, before any model is loaded.
+    `on_evaluation` is called for every validation during training, as `train_student` says. Raises UserError for
+    invalid input or configuration, before any model is loaded.
     """
-    check_pipeline(config)
-    if last == "join" and config.join is None:
-        raise UserError("join: the spec has no such section; its student is one that there is")
-    # some samplers ask students for their pairs
-    if config.join is None and (last not in WITHOUT_STUDENT or config.pair.sampler.students):
-        check_sight(config.train.student, shows_image=build_task(config.task, [], 1).shows_image)
-    done: Done = {}
-    stages = STAGES | {"train": lambda c, done: train_student(c.root, taught(c, done), done["tokenize"], on_evaluation)}
-    for stage in left_out(config):
-        del stages[stage]
-    for stage, run in stages.items():
+    steps = plan_steps(config, last)
+    if not all(step.artifact.is_complete for step in steps.values()):
+        check_pipeline(config)
+        if config.build_vlm is None and any(step.stage in STUDENT_STAGES for step in steps.values()):
+            check_images(config.train.student, show_image=build_task(config.task, [], 1).show_image)
+        # a model of the Hub is known by its commit once it has been checked
+        steps = plan_steps(config, last)
+    run = _Run(config, on_evaluation)
+    for key, step in steps.items():
         started = time.monotonic()
-        with heartbeat(stage):
-            done[stage] = run(config, done)
-        logger.info("%s: %s (%.1f s)", stage, done[stage].uri, time.monotonic() - started)
-        tell_spent(done[stage])
-        if stage == "prepare":
-            check_lengths(config.pair, done["prepare"].manifest.counts["labels"])
-        if stage == last:
-            break
-    return done
+        with heartbeat(step.stage):
+            # validations of a finished training are reported, too
+            if not step.artifact.is_complete or (step.stage == "train" and on_evaluation is not None):
+                getattr(run, step.stage)(step)
+        run.done[key] = step.artifact
+        logger.info("%s: %s (%.1f s)", key, step.artifact.uri, time.monotonic() - started)
+        _record_goodput(step.artifact)
+        if step.stage == "prepare":
+            config.pair.sampler.check_num_labels(step.artifact.manifest.counts["labels"])
+    return run.done
 
 
-def left_out(config: PipelineConfig) -> list[str]:
-    """The stages that a run takes only if its spec asks for them, and this one does not."""
-    wanted = {"shuffle": config.pair.control == "shuffled", "join": config.join is not None}
-    return [stage for stage, is_wanted in wanted.items() if not is_wanted]
+class _Run:
+    """One run of a config: the outputs so far, and a method per stage that writes the output of a step.
+
+    A stage is imported when it runs, because most of them load torch or Ray.
+    """
+
+    def __init__(self, config: PipelineConfig, on_evaluation: OnEvaluation | None) -> None:
+        self.config, self.on_evaluation = config, on_evaluation
+        self.root, self.task, self.resources = config.root, config.task, config.evaluate.resources
+        self.done: Done = {}
+
+    @property
+    def labelled(self) -> Artifact:
+        """Records as the teacher reads them."""
+        return self.done.get("match_texts", self.done["prepare"])
+
+    @property
+    def records(self) -> Artifact:
+        """Records as the student reads them."""
+        return self.done.get("shuffle_images", self.labelled)
+
+    @property
+    def built(self) -> Artifact | None:
+        """Output of `build_vlm`, if the student is built by this run."""
+        return self.done.get("build_vlm")
+
+    def prepare(self, step: Step) -> None:
+        from mint_ray.stages.prepare import prepare_records
+
+        prepare_records(self.root, self.config.prepare, self.task)
+
+    def embed_texts(self, step: Step) -> None:
+        from mint_ray.stages.embed_texts import embed_texts
+
+        embed_texts(self.root, self.config.prepare, self.done["prepare"])
+
+    def match_texts(self, step: Step) -> None:
+        from mint_ray.stages.match_texts import match_texts
+
+        match_texts(self.root, self.config.prepare, self.task, self.done["prepare"], self.done["embed_texts"])
+
+    def fit(self, step: Step) -> None:
+        from mint_ray.stages.fit import fit_teacher
+
+        fit_teacher(self.root, self.config.fit, self.labelled)
+
+    def score(self, step: Step) -> None:
+        from mint_ray.stages.score import score_records
+
+        score_records(self.root, self.config.score, self.task, self.done["fit"], self.labelled)
+
+    def shuffle_images(self, step: Step) -> None:
+        from mint_ray.stages.shuffle_images import shuffle_images
+
+        shuffle_images(self.root, self.labelled)
+
+    def build_vlm(self, step: Step) -> None:
+        from mint_ray.stages.build_vlm import build_vlm
+
+        build_vlm(self.root, lineage.build_vlm_of(self.config), self.records)
+
+    def rank(self, step: Step) -> None:
+        from mint_ray.stages.pair import check_gate
+        from mint_ray.stages.rank import rank_labels
+
+        # before a student works for a teacher that is not good enough
+        check_gate(self.config.pair.gate, self.done["score"].manifest.metrics["scores"])
+        rank_labels(self.root, self.resources, step.details, self.records)
+
+    def pair(self, step: Step) -> None:
+        from mint_ray.stages.pair import draw_pairs
+
+        draw_pairs(self.root, self.config.pair, self.task, self.records, self.done["score"], step.details)
+
+    def tokenize(self, step: Step) -> None:
+        from mint_ray.stages.tokenize import tokenize_pairs
+
+        tokenize_pairs(self.root, self.config.train, self.done["pair"], self.built)
+
+    def train(self, step: Step) -> None:
+        from mint_ray.stages.train import train_student
+
+        train_student(self.root, self.config.train, self.done["tokenize"], self.built, self.on_evaluation)
+
+    def retrieve(self, step: Step) -> None:
+        from mint_ray.stages.retrieve import retrieve_documents
+
+        retrieve_documents(self.root, self.config.evaluate, self.task, self.records)
+
+    def choose_passages(self, step: Step) -> None:
+        from mint_ray.stages.choose_passages import choose_passages
+
+        choose_passages(self.root, self.config.evaluate, step.details, self.records, self.done["retrieve"])
+
+    def answer(self, step: Step) -> None:
+        from mint_ray.stages.answer import answer_records
+
+        answer_records(self.root, self.resources, step.details, self.records)
+
+    def benchmark(self, step: Step) -> None:
+        from mint_ray.stages.benchmark import run_harness
+
+        run_harness(self.root, self.config.evaluate, step.details)
+
+    def evaluate(self, step: Step) -> None:
+        from mint_ray.stages.evaluate import evaluate_student
+
+        evaluate_student(self.root, self.config.evaluate, self.task, self.config.pair.sampler, step.details)
+
+    def report(self, step: Step) -> None:
+        from mint_ray.stages.report import write_report
+
+        write_report(self.config, self.done)
 
 
-def shown(done: Done) -> Artifact:
-    """The records as the student sees them."""
-    return done.get("shuffle", done["prepare"])
-
-
-def join(config: PipelineConfig, done: Done) -> Artifact:
-    """The student that the section `join` makes."""
-    if config.join is None:
-        raise ValueError("this run joins no student")
-    return join_student(config.root, config.join, shown(done))
-
-
-def taught(config: PipelineConfig, done: Done) -> Train:
-    """Who learns, and how, for the stages: where the student is `joined`, with the folder that holds it by now."""
-    if config.join is None:
-        return config.train
-    folder = join(config, done).file_uri(STUDENT)
-    return dataclasses.replace(config.train, student=dataclasses.replace(config.train.student, model_id=folder))
-
-
-def tell_spent(artifact: Artifact) -> None:
-    """Tell Prometheus what an artifact has cost: of GPUs, or of processors where no GPU was held."""
-    spent = measure_goodput(artifact.root, artifact.name)
-    held = "gpu_seconds" if spent.rented.gpu_seconds else "cpu_seconds"
-    record_metric("allocated_seconds", getattr(spent.rented, held), run=artifact.name)
-    record_metric("productive_seconds", getattr(spent.work, held), run=artifact.name)
-
-
-def ask_students(config: PipelineConfig, done: Done) -> dict[str | None, Artifact]:
-    """How the students that the sampler asks for rank the labels of the records to train on; none for most samplers."""
-    found: dict[str | None, Artifact] = {}
-    for uri in sorted(config.pair.sampler.students, key=str):
-        # before the student works for a teacher that may not teach
-        check_gate(config.pair.gate, done["score"].manifest.metrics["scores"])
-        adapter = None if uri is None else find_artifact(uri, "train")
-        found[uri] = answer_records(
-            config.root,
-            config.evaluate,
-            config.task,
-            config.pair.sampler.top,
-            shown(done),
-            taught(config, done).student
-            if adapter is None
-            else from_data(Train, adapter.manifest.config["train"]).student,
-            adapter,
-            mode="rank",
-            splits=("train", "validation"),
-        )
-    return found
+def _record_goodput(artifact: Artifact) -> None:
+    """Record what an output has cost for Prometheus: GPU seconds, or CPU seconds if no GPU was allocated."""
+    found = measure_goodput(artifact.root, artifact.name)
+    unit = "gpu_seconds" if found.allocated.gpu_seconds else "cpu_seconds"
+    record_metric("allocated_seconds", getattr(found.allocated, unit), run=artifact.name)
+    record_metric("productive_seconds", getattr(found.productive, unit), run=artifact.name)
 
 
 def check_pipeline(config: PipelineConfig) -> None:
-    """Raise UserError if an input is missing, the root cannot be written, or the student is out of reach."""
+    """Check the inputs, the root and the student, without loading a model.
+
+    Raises:
+        UserError: An input is missing, the root cannot be written, or the student cannot be loaded.
+    """
+    task = build_task(config.task, [], 1)
+    _check_records(config, task)
+    _check_training(config)
+    _check_evaluation(config, task)
+    storage.check_writable(config.root)
+    if config.build_vlm is None:
+        check_model(config.train.student)
+        return
+    from mint_ray.stages.build_vlm import check_models
+
+    check_models(config.build_vlm)
+    if not task.show_image:
+        raise UserError("build_vlm: builds a student that takes images, but the task shows none")
+
+
+def _check_records(config: PipelineConfig, task: Task) -> None:
     build_source(config.prepare.source).inputs()
-    if config.prepare.pair_texts is not None:
-        check_texts(config.prepare.pair_texts)
-    build_teacher(config.fit.teacher).inputs()
-    asked = build_task(config.task, [], 1)
-    for modality in config.score.without:
-        if modality not in asked.modalities:
-            raise UserError(f"score.without: got {modality!r}; the task has {', '.join(asked.modalities)}")
-    if config.pair.control == "shuffled" and not asked.shows_image:
-        raise UserError("pair.control: shuffled exchanges the images that the student sees, and it sees none")
+    if config.prepare.match_texts is not None:
+        from mint_ray.stages.match_texts import check_texts
+
+        check_texts(config.prepare.match_texts)
+    teacher_inputs(config.fit.teacher)
+    for modality in config.score.ablate:
+        if modality not in task.modalities:
+            raise UserError(f"score.ablate: got {modality!r}; the task has {', '.join(task.modalities)}")
+    if config.pair.control == "shuffled" and not task.show_image:
+        raise UserError("pair.control: shuffled exchanges the images of the student, but the task shows none")
     if config.task.labels.ids:
-        check_lengths(config.pair, len(config.task.labels.ids))
-    for uri in config.pair.sampler.students:
+        config.pair.sampler.check_num_labels(len(config.task.labels.ids))
+    for uri in config.pair.sampler.required_students:
         if uri is not None:
             find_artifact(uri, "train")
-    build_trainer(config.train.trainer)
+
+
+def _check_training(config: PipelineConfig) -> None:
+    check_trainer(config.train.trainer)
     for tracker in config.train.resources.report_to:
         if find_spec(tracker) is None:
-            raise UserError(f"train.resources.report_to: {tracker} is not installed; the extra `trackers` brings it")
+            raise UserError(f"train.resources.report_to: {tracker} is not installed; install the extra `trackers`")
+
+
+def _check_evaluation(config: PipelineConfig, task: Task) -> None:
     if config.evaluate.retrieval is not None:
-        if asked.shows_image:
-            raise UserError("evaluate.retrieval: a student that is shown images is given no passages")
+        if task.show_image:
+            raise UserError("evaluate.retrieval: students that are shown images get no passages")
+        from mint_ray.stages.retrieve import check_retrieval
+
         check_retrieval(config.evaluate.retrieval)
-    if config.evaluate.general is not None:
-        check_general(config.evaluate.general)
-    storage.check_writable(config.root)
-    if config.join is None:
-        check_student(config.train.student)
-    else:
-        check_parts(config.join)
-        if not asked.shows_image:
-            raise UserError("join: makes a student that sees images, and the task shows none")
+    if config.evaluate.harness is not None:
+        from mint_ray.stages.benchmark import check_harness
+
+        check_harness(config.evaluate.harness)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import operator
+import re
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -47,6 +48,34 @@ class Record:
     """Coded fields such as `age` (ISO 8601 duration), `sex` and `gene`."""
     citations: list[str] = dataclasses.field(default_factory=list)
     """Publications that report this case, such as `PMID:123`."""
+
+    @property
+    def needs_text(self) -> bool:
+        """True for a record with an image and no text."""
+        return self.image_uri is not None and self.text is None
+
+
+TEXT_ID, TEXT_SIMILARITY = "text_id", "text_similarity"
+"""Fields of a record whose text was matched to its image: id of the text, and cosine similarity."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateText:
+    """A text that can be matched to images of its split."""
+
+    text_id: str
+    group_id: str
+    split: Split
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TextEmbedding:
+    """Embedding of a candidate text, of norm 1."""
+
+    text_id: str
+    split: Split
+    vector: list[float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,12 +156,48 @@ class TokenizedRecord:
     """What the student sees; `prompt_ids` have room for it. None for a student that reads."""
 
 
+Mode = Literal["free", "constrained", "rank"]
+"""Way of answering: free text, constrained decoding, or a ranking of all labels."""
+MODE_SUFFIXES: dict[Mode, str] = {"free": "", "constrained": ", constrained", "rank": ", ranked"}
+"""Ending of a method's title by its mode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """Identity of a row of results: the model that answered, and how it answered."""
+
+    student: Literal["teacher", "base", "aligned"]
+    """Model that answered; the teacher for comparison."""
+    retrieval: bool = False
+    """True if the student read retrieved passages ahead of the note."""
+    mode: Mode = "free"
+    ablated: str | None = None
+    """Modality that the teacher was scored without; None for all modalities and for students."""
+
+    @property
+    def key(self) -> str:
+        """Short name for file names and dictionary keys, such as `aligned-retrieval-rank`."""
+        parts = [self.student, "retrieval" if self.retrieval else "", "" if self.mode == "free" else self.mode]
+        return "-".join([part for part in parts if part] + ([f"without_{self.ablated}"] if self.ablated else []))
+
+    @property
+    def title(self) -> str:
+        """Name for people, such as `aligned student with passages, ranked`."""
+        name = "teacher" if self.student == "teacher" else f"{self.student} student"
+        name += f" without {self.ablated}" if self.ablated else ""
+        name += " with passages" if self.retrieval else ""
+        return name + MODE_SUFFIXES[self.mode]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """One method's answer for one record."""
+    """One method's answer for one record; the first four fields after the id are those of `Method`."""
 
     record_id: str
-    method: str
+    student: Literal["teacher", "base", "aligned"]
+    retrieval: bool = False
+    mode: Mode = "free"
+    ablated: str | None = None
     labels: list[str]
     """Label ids in the order named; an empty string where a name is no label of the task. Of a ranking, all labels."""
     text: str
@@ -140,7 +205,12 @@ class Prediction:
     reason: str | None = None
     """Why the answer could not be read; `labels` is then empty."""
     scores: list[float] = dataclasses.field(default_factory=list)
-    """Probability of each label of `labels`, for methods that rank all labels; they add up to 1."""
+    """Probability of each label of `labels`, for methods that rank all labels; they sum to 1."""
+
+    @property
+    def method(self) -> Method:
+        """Identity of the method that gave the answer."""
+        return Method(student=self.student, retrieval=self.retrieval, mode=self.mode, ablated=self.ablated)
 
 
 def schema_of(row: type[Any]) -> pa.Schema:
@@ -260,3 +330,27 @@ def _strip_optional(annotation: Any) -> tuple[Any, bool]:
     if type(None) in arguments:
         return next(argument for argument in arguments if argument is not type(None)), True
     return annotation, False
+
+
+_DURATION = re.compile(r"P(?=.)(?:(\d+)Y)?(?:(\d+)M)?(?:(\d+)W)?(?:(\d+)D)?(?:T.*)?")
+_YEARS_PER_UNIT = (1.0, 1 / 12, 7 / 365.25, 1 / 365.25)
+
+
+def parse_duration(text: str) -> tuple[int, int, int, int] | None:
+    """Return years, months, weeks and days of an ISO 8601 duration such as `P3Y6M`; None for any other text.
+
+    Hours, minutes and seconds are ignored.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        return None
+    years, months, weeks, days = (int(number or 0) for number in match.groups())
+    return years, months, weeks, days
+
+
+def duration_in_years(text: str) -> float | None:
+    """Return the years of an ISO 8601 duration; None for any other text."""
+    units = parse_duration(text)
+    if units is None:
+        return None
+    return sum(number * years for number, years in zip(units, _YEARS_PER_UNIT, strict=True))

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs
 
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, one_line
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS = 10
@@ -63,6 +63,13 @@ def exists(uri: str) -> bool:
 def list_files(uri: str) -> list[str]:
     """Sorted URIs of all files below a folder, or of the file itself. Raises UserError when nothing is there."""
     return list(file_sizes(uri))
+
+
+def list_names(uri: str) -> list[str]:
+    """Return the names of the files and folders directly below a folder; none if it does not exist."""
+    filesystem, path = resolve(uri)
+    selector = fs.FileSelector(path, allow_not_found=True)
+    return sorted(info.base_name for info in filesystem.get_file_info(selector))
 
 
 def file_sizes(uri: str) -> dict[str, int]:
@@ -196,7 +203,7 @@ def check_writable(uri: str) -> None:
             pass
         filesystem.delete_file(path)
     except OSError as error:
-        raise UserError(f"{uri}: cannot be written: {' '.join(str(error).split())}") from error
+        raise UserError(f"{uri}: cannot be written: {one_line(error)}") from error
 
 
 def _check_bucket(filesystem: fs.FileSystem, bucket: str) -> None:

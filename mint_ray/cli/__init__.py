@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from mint_ray.cli import cluster, inspect, runs
+from mint_ray.cli import cluster, inspect, plan, runs
 from mint_ray.cli.group import VERBS, cli
 
 __all__ = ["VERBS", "cli", "main"]
@@ -23,6 +23,7 @@ for command in (
     *(runs.stage_command(verb) for verb in VERBS),
     runs.compare,
     runs.sweep,
+    plan.plan,
     inspect.check,
     inspect.verify,
     inspect.export,

@@ -8,23 +8,11 @@ from typing import Any
 
 import click
 
+from mint_ray.stages import STAGES
+
 VERBS = {
     "run": ("report", "Run every stage; complete ones are skipped."),
-    "prepare": ("prepare", "Read records, choose labels, split by group."),
-    "match_texts": ("match_texts", "Give each image without a text the nearest text of its split."),
-    "fit": ("fit", "Fit the teacher."),
-    "score": ("score", "Rank every label of every record with the teacher."),
-    "shuffle_images": ("shuffle_images", "Exchange images between records, for `pair.control: shuffled`."),
-    "build_vlm": ("build_vlm", "Build a vision-language student from an encoder and a language model."),
-    "rank": ("rank", "Rank the labels with the students that the sampler needs."),
-    "pair": ("pair", "Sample preference pairs from the scores."),
-    "tokenize": ("tokenize", "Convert the pairs into the student's tokens."),
-    "train": ("train", "Align the student on the pairs."),
-    "retrieve": ("retrieve", "Retrieve passages for the held-out records."),
-    "answer": ("answer", "Answer the held-out records with base and aligned student."),
-    "benchmark": ("benchmark", "Run lm-evaluation-harness on base and aligned student."),
-    "evaluate": ("evaluate", "Compute the metrics of every method on the held-out records."),
-    "report": ("report", "Write the report of a run."),
+    **{stage: (stage, summary) for stage, summary in STAGES.items()},
 }
 """Commands that run stages: name to last stage and help text."""
 

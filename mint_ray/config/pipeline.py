@@ -1,21 +1,24 @@
-"""The whole of a run as one config; importing it loads nothing heavy."""
+"""Settings of one run; importing this module loads nothing heavy."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 from mint_ray.config.loader import settings
-from mint_ray.config.stages import Evaluate, Fit, Join, Pair, Prepare, Score, Train
+from mint_ray.config.stages import BuildVlm, Evaluate, Fit, Pair, Prepare, Score, Train
 from mint_ray.tasks.config import AnyTask
 
-JOINED = "joined"
-"""As `train.student.model_id`: the student that `join` makes."""
+BUILT = "built"
+"""As `train.student.model_id`: the student that `build_vlm` builds."""
 
 
 @settings
 class PipelineConfig:
-    """One run: what is asked, who teaches, how pairs are drawn, who learns, how it is judged."""
+    """One run: the task, the teacher, the pairs, the student and its evaluation."""
 
     root: str = "out"
-    """Where artifacts go: a folder, `s3://bucket/prefix` or `gs://bucket/prefix`."""
+    """Place of the artifacts: a folder, `s3://bucket/prefix` or `gs://bucket/prefix`."""
     title: str = "mint_ray run"
     """Heading of the report."""
     task: AnyTask
@@ -23,14 +26,22 @@ class PipelineConfig:
     fit: Fit = Fit()
     score: Score = Score()
     pair: Pair = Pair()
-    join: Join | None = None
-    """Make the student out of parts; `train.student.model_id` is then `joined`. null: it is one that there is."""
+    build_vlm: BuildVlm | None = None
+    """Build a vision-language student from an encoder and a language model; `train.student.model_id` is then `built`.
+    null: the student is an existing model."""
     train: Train
     evaluate: Evaluate = Evaluate()
 
+    renamed_keys: ClassVar[dict[str, str]] = {"join": "build_vlm"}
+
     def __post_init__(self) -> None:
         model_id = self.train.student.model_id
-        if self.join is not None and model_id != JOINED:
-            raise ValueError(f"join makes a student, so train.student.model_id must be {JOINED!r}, got {model_id!r}")
-        if self.join is None and model_id == JOINED:
-            raise ValueError(f"train.student.model_id is {JOINED!r}, so a section join must say of what")
+        if self.build_vlm is not None and model_id != BUILT:
+            raise ValueError(f"with a build_vlm section train.student.model_id must be {BUILT!r}, got {model_id!r}")
+        if self.build_vlm is None and model_id == BUILT:
+            raise ValueError(f"train.student.model_id is {BUILT!r}, which needs a build_vlm section")
+
+    @property
+    def pipeline(self) -> PipelineConfig:
+        """Settings of the run alone, without those that a comparison or a sweep adds."""
+        return PipelineConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PipelineConfig)})

@@ -1,50 +1,55 @@
-"""Settings of the stages, from records to the report."""
+"""Settings of the stages, from `prepare` to `evaluate`."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
-from mint_ray.config.loader import settings
+from mint_ray.config.loader import Resources, settings
 from mint_ray.retrievers.config import Retrieval
 from mint_ray.samplers import AnySampler, Hard
 from mint_ray.sources.config import AnySource
 from mint_ray.students.config import Generation, Student
-from mint_ray.teachers.config import AnyTeacher, TwoTowers
+from mint_ray.teachers.config import AnyTeacher, TwoTower
 from mint_ray.teachers.config import Ontology as OntologyTeacher
-from mint_ray.trainers.config import Arguments, TrainResources
+from mint_ray.trainers.config import TrainerArguments, TrainResources
+
+
+DECODE_TASKS_PER_ACTOR = 4
 
 
 @settings
 class Splits:
-    """Shares of the records, given out by whole groups, label by label."""
+    """Shares of the records per split; whole groups are assigned, stratified by label."""
 
     validation: float = 0.1
-    """Share on which teacher and checkpoints are judged."""
+    """Share of records (0 to 1) on which teacher and checkpoints are validated."""
     test: float = 0.2
-    """Share that nothing but the evaluation reads."""
+    """Share of records (0 to 1) that only the evaluation reads."""
     seed: int = 0
-    """Seed of the order in which groups are given out."""
+    """Seed of the order in which groups are assigned."""
 
     def __post_init__(self) -> None:
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise ValueError(f"validation and test must leave a share to train, got {self.validation} and {self.test}")
+            raise ValueError(
+                f"validation and test must leave records to train on, got {self.validation} and {self.test}"
+            )
 
 
 @settings
-class PairTextsResources:
-    """What embedding asks of the cluster; changes no row beyond rounding."""
+class ImageActorResources(Resources):
+    """Cluster resources of actors that get their images decoded ahead; they change no row beyond rounding."""
 
     actors: int = 1
-    """Actors that each hold the encoder; each works on one part of the texts or records at a time."""
+    """Number of actors; each loads the model and works on one part (`prepare.rows_per_part`) at a time."""
     cpus_per_actor: float = 1
-    """Processors of one actor."""
+    """CPUs per actor."""
     gpus_per_actor: float = 0
-    """GPUs of one actor; a fraction lets several share one."""
+    """GPUs per actor; with a fraction several actors share one GPU."""
     decode_cpus: float = 1
-    """Processors of one task that decodes the images of a part ahead of the actors, beside theirs."""
+    """CPUs per image-decoding task (in addition to those of the actors)."""
     decode_tasks: int | None = None
-    """Most of these tasks at a time; null: 4 for each actor."""
+    """Maximum number of concurrent decoding tasks; null: 4 per actor. A GPU may need 16 or more."""
 
     def __post_init__(self) -> None:
         if self.actors < 1:
@@ -54,40 +59,51 @@ class PairTextsResources:
         if self.decode_cpus <= 0:
             raise ValueError(f"decode_cpus must be positive, got {self.decode_cpus}")
 
+    @property
+    def max_decode_tasks(self) -> int:
+        """Maximum number of concurrent decoding tasks."""
+        return self.decode_tasks or DECODE_TASKS_PER_ACTOR * self.actors
+
 
 @settings
-class PairTexts:
-    """Give each record that has an image and no text the nearest text of another source (CLIP-IT, arXiv 2504.16181),
-    where no reports of the images exist. No label is looked at."""
+class MatchTexts:
+    """Give each record that has an image and no text the nearest text of another source (CLIP-IT, arXiv 2504.16181).
+
+    For image collections without reports. Labels are not used.
+    """
 
     source: AnySource
-    """Where the texts come from: records with `text`, of which nothing but id, group and text is read."""
-    encoder: TwoTowers
-    """Whose cosine tells how near a text is to an image; of a long text it reads the beginning."""
-    least_similarity: float | None = None
-    """Cosine, -1 to 1, below which a record stays without a text; null: none."""
+    """Source of the texts: records with `text`; only id, group and text are read."""
+    encoder: TwoTower
+    """Two-tower encoder whose cosine similarity ranks the texts. Long texts are truncated to its context length."""
+    min_similarity: float | None = None
+    """Cosine, -1 to 1, below which a record stays without a text; null: no minimum."""
     seed: int = 0
-    """Seed by which groups of texts are given to the splits, in the shares of `prepare.splits`: no held-out record gets
-    a text that a training record can get. A group that records have as well goes where these are."""
-    resources: PairTextsResources = PairTextsResources()
+    """Seed that assigns groups of texts to splits, in the shares of `prepare.splits`: no held-out record can get a text
+    that a training record can get. A group that also has records is assigned to their split."""
+    resources: ImageActorResources = ImageActorResources()
+
+    renamed_keys: ClassVar[dict[str, str]] = {"least_similarity": "min_similarity"}
 
     def __post_init__(self) -> None:
-        if self.least_similarity is not None and not -1 <= self.least_similarity <= 1:
-            raise ValueError(f"least_similarity must lie in -1 to 1, got {self.least_similarity}")
+        if self.min_similarity is not None and not -1 <= self.min_similarity <= 1:
+            raise ValueError(f"min_similarity must lie in -1 to 1, got {self.min_similarity}")
 
 
 @settings
 class Prepare:
-    """Where records come from, and how they are split."""
+    """Source and splits of the records."""
 
     source: AnySource
     splits: Splits = Splits()
     max_bad_share: float = 0.05
-    """Share of unreadable rows (0 to 1) above which the run stops."""
+    """Maximum share (0 to 1) of unreadable rows; above it the run stops."""
     rows_per_part: int = 1_000
-    """Records in one part: the work of one task of later stages, and what is done again if its worker dies."""
-    pair_texts: PairTexts | None = None
-    """Texts of another source for images that have none; null: none."""
+    """Records per part: the work of one task of later stages, repeated if its worker dies."""
+    match_texts: MatchTexts | None = None
+    """Match texts of another source to images without a text; null: do not."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"pair_texts": "match_texts"}
 
     def __post_init__(self) -> None:
         if self.rows_per_part < 1:
@@ -97,18 +113,17 @@ class Prepare:
 
 
 @settings
-class FitResources:
-    """What fitting asks of the cluster, for a teacher that learns by gradient descent; changes nothing beyond
-    rounding."""
+class FitResources(Resources):
+    """Cluster resources for fitting a teacher by gradient descent; they change nothing beyond rounding."""
 
     num_workers: int = 1
-    """Processes that share the work."""
+    """Number of data-parallel workers."""
     cpus_per_worker: float = 2
-    """Processors, and arithmetic threads, of one process."""
+    """CPUs, and arithmetic threads, per worker."""
     gpus_per_worker: float = 0
-    """GPUs of one process."""
+    """GPUs per worker."""
     max_failures: int = 3
-    """How often the run is picked up from its last epoch after a process died."""
+    """Maximum number of restarts from the last epoch after a worker failure."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
@@ -117,66 +132,54 @@ class FitResources:
 
 @settings
 class Fit:
-    """Who teaches."""
+    """The teacher."""
 
     teacher: AnyTeacher = OntologyTeacher()
     resources: FitResources = FitResources()
 
 
 @settings
-class ScoreResources:
-    """What scoring asks of the cluster; changes no row."""
+class ScoreResources(ImageActorResources):
+    """Cluster resources for scoring; they change no row."""
 
-    actors: int = 1
-    """Actors that each hold one teacher; each works on one part of the records (`prepare.rows_per_part`) at a time."""
-    cpus_per_actor: float = 1
-    """Processors of one actor."""
-    gpus_per_actor: float = 0
-    """GPUs of one actor; a fraction lets several share one."""
     batch_size: int = 64
-    """Records scored at a time."""
-    decode_cpus: float = 1
-    """Processors of one task that reads and decodes the images of a part ahead of the actors, beside theirs; for
-    teachers that look at images."""
-    decode_tasks: int | None = None
-    """Most of these tasks at a time; null: 4 for each actor. A GPU may want 16 or more."""
+    """Records per batch."""
 
     def __post_init__(self) -> None:
-        if self.actors < 1 or self.batch_size < 1:
-            raise ValueError(f"actors and batch_size must be positive, got {self.actors} and {self.batch_size}")
-        if self.decode_tasks is not None and self.decode_tasks < 1:
-            raise ValueError(f"decode_tasks must be positive, got {self.decode_tasks}")
-        if self.decode_cpus <= 0:
-            raise ValueError(f"decode_cpus must be positive, got {self.decode_cpus}")
+        ImageActorResources.__post_init__(self)
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
 
 
 @settings
 class Score:
-    """How the teacher is asked."""
+    """Scoring of every label of every record by the teacher."""
 
-    without: tuple[str, ...] = ()
-    """Modalities to leave out, one at a time, to see what each is worth; scored on the held-out splits only."""
+    ablate: tuple[str, ...] = ()
+    """Modalities to ablate, one at a time; scored on the held-out splits only."""
     resources: ScoreResources = ScoreResources()
 
+    renamed_keys: ClassVar[dict[str, str]] = {"without": "ablate"}
+
 
 @settings
-class JoinResources:
-    """What joining asks of the cluster; changes nothing beyond rounding."""
+class BuildVlmResources(Resources):
+    """Cluster resources for building the student; they change nothing beyond rounding."""
 
     cpus: float = 2
-    """Processors, and arithmetic threads, of the one task that does it."""
+    """CPUs, and arithmetic threads, of the single task."""
     gpus: float = 0
-    """GPUs of that task."""
+    """GPUs of the single task."""
 
 
 @settings
-class Published:
-    """Weights that someone has published, or that lie in a folder."""
+class Pretrained:
+    """Pretrained weights of the Hub or in a folder."""
 
     model_id: str
-    """A bundled model, a folder of safetensors, or an id of the Hugging Face Hub."""
+    """Bundled model, folder of safetensors, or id on the Hugging Face Hub."""
     revision: str | None = None
-    """Commit of a model of the Hub, all 40 digits."""
+    """Commit on the Hub, all 40 digits; null for other models."""
 
     def __post_init__(self) -> None:
         if self.revision is not None and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
@@ -184,25 +187,28 @@ class Published:
 
 
 @settings
-class Join:
-    """Make a student that sees, of a vision encoder and a language model, where no finished one is at hand. Between
-    them stands a projector, which is trained on the names of what the training images show, all else being held."""
+class BuildVlm:
+    """Build a vision-language student from an image encoder and a language model (LLaVA-style).
 
-    vision: Published = Published(model_id="bundled:efficientnet-lite0")
-    """The encoder: any that transformers' AutoModel reads and whose features are tokens or a map."""
-    language: Published = Published(model_id="bundled:smollm2-135m-instruct")
-    """The language model: any causal one with a chat template."""
+    A projector between the two is trained to caption the training images with the names of their labels; encoder and
+    language model are frozen.
+    """
+
+    vision: Pretrained = Pretrained(model_id="bundled:efficientnet-lite0")
+    """Image encoder: any that transformers' AutoModel loads and whose features are tokens or a feature map."""
+    language: Pretrained = Pretrained(model_id="bundled:smollm2-135m-instruct")
+    """Causal language model with a chat template."""
     question: str = "What does this image show?"
-    """What stands behind the image; the name of its label is the answer."""
+    """Question after the image; the name of the label is the answer."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     num_train_epochs: float = 2.0
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     train_batch_size: int = 16
     """Images per step."""
     seed: int = 0
-    """Of the projector's first weights and the order of the images."""
-    resources: JoinResources = JoinResources()
+    """Seed of the projector's initial weights and the order of the images."""
+    resources: BuildVlmResources = BuildVlmResources()
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "num_train_epochs", "train_batch_size"):
@@ -212,34 +218,36 @@ class Join:
 
 @settings
 class Gate:
-    """Floors under which a teacher is not let near a student, on the validation split; none by default."""
+    """Minimum validation metrics of the teacher; below one of them no pairs are drawn. No minimum by default."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"top_10_accuracy": "top_k_accuracy"}
 
     top_1_accuracy: float | None = None
-    """Least share of records whose true label the teacher ranks first."""
-    top_10_accuracy: float | None = None
-    """Least share of records whose true label is among its first ten."""
+    """Minimum share of records whose true label the teacher ranks first."""
+    top_k_accuracy: float | None = None
+    """Minimum share of records whose true label is among the teacher's first ten."""
     coverage: float | None = None
-    """Least share of records that the teacher could score at all."""
+    """Minimum share of records that the teacher could score."""
 
 
 @settings
 class Pair:
-    """How scores become pairs."""
+    """Sampling of preference pairs from scores."""
 
     sampler: AnySampler = Hard()
     gate: Gate = Gate()
     control: Literal["swapped", "relabelled", "shuffled"] | None = None
-    """Spoil the pairs on purpose, to see what a method makes of nothing: `swapped` exchanges chosen and rejected for a
-    random half of the records, `relabelled` gives every label the name of another, always the same one, `shuffled`
-    shows the student the image of another record of the split, from its captions to its test."""
+    """Negative control, to measure what a method gains from invalid pairs: `swapped` exchanges chosen and rejected for
+    a random half of the records, `relabelled` maps every label to the name of another one, `shuffled` shows the student
+    the image of another record of the split, in training and evaluation."""
 
 
 @settings
 class Train:
-    """Who learns, and how."""
+    """Training of the student."""
 
     student: Student
-    trainer: Arguments = Arguments()
+    trainer: TrainerArguments = TrainerArguments()
     resources: TrainResources = TrainResources()
 
     def __post_init__(self) -> None:
@@ -250,34 +258,34 @@ class Train:
 
 
 @settings
-class EvaluateResources:
-    """What generation asks of the cluster; changes no answer."""
+class EvaluateResources(Resources):
+    """Cluster resources for answering; they change no answer."""
 
     actors: int = 1
-    """Actors that each hold one student."""
+    """Number of actors; each loads one student."""
     cpus_per_actor: float = 2
-    """Processors, and arithmetic threads, of one actor."""
+    """CPUs, and arithmetic threads, per actor."""
     gpus_per_actor: float = 0
-    """GPUs of one actor."""
+    """GPUs per actor."""
     batch_size: int = 16
-    """Prompts answered at a time."""
+    """Prompts per batch."""
 
 
 @settings
-class General:
-    """What base and aligned student are asked beside the task, by lm-evaluation-harness (extra `harness`)."""
+class Harness:
+    """Benchmarks beside the task for base and aligned student, by lm-evaluation-harness (extra `harness`)."""
 
     tasks: tuple[str, ...]
-    """Names of its tasks, groups or tags. Their data come from the Hugging Face Hub, unless they say otherwise."""
+    """Names of harness tasks, groups or tags; most load their data from the Hugging Face Hub."""
     folder: str | None = None
-    """Folder with tasks of your own (YAML), on every machine of the cluster; the harness's are then not known. What
-    they call (`!function`) is run."""
+    """Folder with your own tasks (YAML), on every machine of the cluster; the harness's own are then not available.
+    Code that they reference (`!function`) is executed."""
     limit: int | None = None
-    """Questions asked of each task, the first so many; null: all."""
+    """Number of questions per task, the first ones; null: all."""
     num_fewshot: int | None = None
-    """Examples ahead of each question; null: as the task has it."""
+    """Number of few-shot examples; null: the task's own default."""
     apply_chat_template: bool = False
-    """Ask as the student's chat template has a user ask, rather than in plain text."""
+    """Format questions with the student's chat template instead of plain text."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -294,22 +302,24 @@ METRIC_SECTIONS = ("retrieval", "general")
 
 @settings
 class Evaluate:
-    """How base and aligned student are compared on the test split."""
+    """Comparison of base and aligned student on held-out records."""
 
     split: Literal["validation", "test"] = "test"
-    """Whose records are asked; a sweep compares its trials on `validation`, so that `test` stays unseen."""
+    """Split to evaluate on; a sweep compares its trials on `validation`, so that `test` stays unseen."""
     generation: Generation = Generation()
     retrieval: Retrieval | None = None
-    """Let both students answer once more with passages to read ahead of each note, as methods of their own."""
-    general: General | None = None
-    """Ask both students questions that have nothing to do with the task, to see what aligning costs."""
+    """Also answer with retrieved passages ahead of each note (RAG), as additional methods."""
+    harness: Harness | None = None
+    """Also run benchmarks beside the task, to measure what alignment costs."""
     confidence: float = 0.95
-    """Level of the bootstrap intervals."""
+    """Confidence level of the bootstrap intervals, 0 to 1."""
     resamples: int = 1000
-    """Bootstrap samples, drawn over groups."""
+    """Number of bootstrap resamples, drawn over groups."""
     seed: int = 0
     """Seed of the bootstrap."""
     resources: EvaluateResources = EvaluateResources()
+
+    renamed_keys: ClassVar[dict[str, str]] = {"general": "harness"}
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:

@@ -1,4 +1,4 @@
-"""Join a vision encoder and a language model to a student that sees, in one task on a worker."""
+"""Build a vision-language student from an image encoder and a language model, in one task on a worker."""
 
 from __future__ import annotations
 
@@ -7,185 +7,156 @@ import functools
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from ray.util.queue import Queue
 
-from mint_ray.artifacts import Artifact, File, open_artifact
-from mint_ray.config.loader import UserError, dump
-from mint_ray.config.stages import Join, Published
-from mint_ray.images import ImageError, Pixels, read_image
-from mint_ray.models.pretrained import Place, identity_of, place_of
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, File
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import BuildVlm
+from mint_ray.images import ImageError, read_images_ahead
+from mint_ray.lineage import STUDENT_FOLDER
+from mint_ray.models.pretrained import check_model, model_identity, resolve_model
 from mint_ray.models.vision_processor import FRAME
 from mint_ray.records import Label, Record, Split
-from mint_ray.runtime.map_parts import map_parts
+from mint_ray.runtime.map_parts import Part, Workers, map_parts
 from mint_ray.runtime.session import connect
 from mint_ray.runtime.train_workers import listen
-from mint_ray.students import check_student, student_place, student_revision
-from mint_ray.students.build_vlm import Caption, Captions, join_models, save_joined, steps_of, train_projector
-from mint_ray.students.config import Student
+from mint_ray.students.build_vlm import Caption, CaptionLoss, build_llava, num_steps, save_vlm, train_projector
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
-STUDENT = "student"
-"""The folder in the artifact, as `from_pretrained` reads it."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class WholePart:
-    """All of the work: one task does it."""
-
-    path: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class JoinedPart:
-    """What the task made, and how well the projector tells the names."""
+class BuiltPart:
+    """The student that the task wrote, and its caption losses."""
 
     path: str
     files: list[File]
     counts: dict[str, int]
     dropped: dict[str, int]
     losses: dict[str, float]
+    """Mean negative log-likelihood per caption token, by split, before and after training."""
 
 
-def join_student(root: str, config: Join, records: Artifact) -> Artifact:
-    """Folder `student`: safetensors, processor and tokenizer of the joined model.
+def build_vlm(root: str, config: BuildVlm, records: Artifact) -> Artifact:
+    """Write folder `student`: safetensors, processor and tokenizer of the built model.
 
-    Its manifest says what a name costs (mean negative log-likelihood of a token) on captions of the training and the
-    validation split, before and after the projector was trained. Raises UserError for parts that do not go together,
+    The metrics of the manifest are the caption losses (mean negative log-likelihood per token) on the training and the
+    validation split, before and after the projector was trained. Raises UserError for models that do not fit together,
     and if no training image can be read.
     """
-    inputs = {
-        "records": records.name,
-        "vision": identity_of(config.vision.model_id, config.vision.revision, "vision"),
-        "language": student_revision(_as_student(config.language)),
-    }
-    artifact = open_artifact(root, "join", {"join": dump(config)}, inputs)
+    artifact = lineage.build_vlm(root, config, records)
     if artifact.is_complete:
         return artifact
     resources = config.resources
     connect()
-    with artifact.write() as draft, listen(_hear()) as queue:
-        [made] = map_parts(
-            artifact,
-            [WholePart(path=STUDENT)],
-            JoinedPart,
-            JoinActor,
-            (artifact, config, records, queue),
-            actors=None,
+    with artifact.write() as draft, listen(_progress_updater()) as queue:
+        workers = Workers(
+            worker=BuildVlmActor,
+            arguments=(artifact, config, records, queue),
             cpus=resources.cpus,
             gpus=resources.gpus,
         )
-        draft.placed += made.files
-        draft.counts.update(made.counts)
-        draft.dropped.update(made.dropped)
-        draft.metrics.update(made.losses)
-    logger.info("join: %s", ", ".join(f"{name} {loss:.3f}" for name, loss in made.losses.items()))
+        [built] = map_parts(artifact, [Part(path=STUDENT_FOLDER)], BuiltPart, workers)
+        draft.placed += built.files
+        draft.counts.update(built.counts)
+        draft.dropped.update(built.dropped)
+        draft.metrics.update(built.losses)
+    logger.info("build_vlm: %s", ", ".join(f"{name} {loss:.3f}" for name, loss in built.losses.items()))
     return artifact
 
 
-def _hear() -> Callable[[int, int], None]:
-    progress = functools.cache(lambda captions: Progress("join", captions, "captions"))
-    return lambda done, captions: progress(captions).update(done)
-
-
-def check_parts(config: Join) -> None:
-    """Raise UserError if a part is missing or its commit is not named; loads no weights."""
+def check_models(config: BuildVlm) -> None:
+    """Raise UserError if a model is missing or a Hub model has no pinned commit; loads no weights."""
     try:
-        identity_of(config.vision.model_id, config.vision.revision, "vision")
+        model_identity(config.vision, "vision")
     except UserError as error:
-        raise UserError(f"join.vision.{error}") from error
+        raise UserError(f"build_vlm.vision.{error}") from error
     try:
-        check_student(_as_student(config.language))
+        check_model(config.language)
     except UserError as error:
-        raise UserError(f"join.language.{error}") from error
+        raise UserError(f"build_vlm.language.{error}") from error
 
 
-class JoinActor:
-    """Joins the parts, trains the projector and writes the student to where the artifact belongs."""
+class BuildVlmActor:
+    """Connects the two models, trains the projector and writes the student into the artifact."""
 
-    def __init__(self, artifact: Artifact, config: Join, records: Artifact, queue: Queue | None = None) -> None:
-        """`queue` gets (captions read, captions to be read in all)."""
+    def __init__(self, artifact: Artifact, config: BuildVlm, records: Artifact, queue: Queue | None = None) -> None:
+        """`queue` gets (captions read so far, captions to read in all)."""
         torch.set_num_threads(max(1, int(config.resources.cpus)))
         self.artifact, self.config, self.records, self.queue = artifact, config, records, queue
-        self.done = 0
+        self.num_read = 0
 
-    def work(self, part: WholePart) -> JoinedPart:
-        config = self.config
-        vision = Place(
-            model_id=config.vision.model_id,
-            path=place_of(config.vision.model_id, "vision"),
-            revision=config.vision.revision,
-        )
-        language = student_place(_as_student(config.language))
-        model, processor = join_models(vision, language, config.seed)
+    def work(self, part: Part) -> BuiltPart:
+        """Build the student and write it."""
+        config, batch_size = self.config, self.config.train_batch_size
+        vision, language = resolve_model(config.vision, "vision"), resolve_model(config.language, "student")
+        model, processor = build_llava(vision, language, config.seed)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        images = Images()
-        train, validation = (images.readable(self._captions(split)) for split in ("train", "validation"))
+        unread: Counter[str] = Counter()
+        train, validation = (readable_captions(self._captions(split), unread) for split in ("train", "validation"))
         if not train:
-            told = ", ".join(f"{reason} {count}" for reason, count in sorted(images.unread.items()))
-            raise UserError(f"join: no training image can be read ({told or 'no record has one'})")
-        captions = Captions(model, processor, config.question, images.read)
-        batch_size = config.train_batch_size
-        shown = {"train": train[:: max(1, len(train) // max(1, len(validation)))], "validation": validation}
-        steps = steps_of(config.num_train_epochs, len(train), batch_size)
-        tell = functools.partial(self._tell, steps * batch_size + 2 * sum(map(len, shown.values())))
-        losses = {f"{split}_before": captions.measure(some, batch_size, tell) for split, some in shown.items() if some}
+            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(unread.items()))
+            raise UserError(f"build_vlm: no training image can be read ({reasons or 'no record has one'})")
+        objective = CaptionLoss(model, processor, config.question)
+        measured = {"train": train[:: max(1, len(train) // max(1, len(validation)))], "validation": validation}
+        steps = num_steps(config.num_train_epochs, len(train), batch_size)
+        on_batch = functools.partial(self._report, steps * batch_size + 2 * sum(map(len, measured.values())))
+
+        def mean_losses(when: str) -> dict[str, float]:
+            return {
+                f"{split}_{when}": objective.mean_loss(captions, batch_size, on_batch)
+                for split, captions in measured.items()
+                if captions
+            }
+
+        losses = mean_losses("before")
         train_projector(
-            captions,
+            objective,
             train,
             learning_rate=config.learning_rate,
             epochs=config.num_train_epochs,
             batch_size=batch_size,
             seed=config.seed,
-            tell=tell,
+            on_batch=on_batch,
         )
-        losses |= {f"{split}_after": captions.measure(some, batch_size, tell) for split, some in shown.items() if some}
+        losses |= mean_losses("after")
         with tempfile.TemporaryDirectory() as folder:
-            save_joined(model.cpu(), processor, Path(folder))
-            files = self.artifact.write_folder(STUDENT, Path(folder))
+            save_vlm(model.cpu(), processor, Path(folder))
+            files = self.artifact.write_folder(STUDENT_FOLDER, Path(folder))
         counts = {"captions_train": len(train), "captions_validation": len(validation), "steps": steps}
-        return JoinedPart(path=part.path, files=files, counts=counts, dropped=dict(images.unread), losses=losses)
+        return BuiltPart(path=part.path, files=files, counts=counts, dropped=dict(unread), losses=losses)
 
-    def _tell(self, captions: int, count: int) -> None:
-        self.done += count
+    def _report(self, total: int, count: int) -> None:
+        self.num_read += count
         if self.queue is not None:
-            self.queue.put((self.done, captions))
+            self.queue.put((self.num_read, total))
 
     def _captions(self, split: Split) -> list[Caption]:
         names = {label.label_id: label.name for label in self.records.rows(Label, "labels")}
         return [
-            Caption(image_uri=record.image_uri, name=names[record.label_id])
+            Caption(image_uri=record.image_uri, text=names[record.label_id])
             for record in self.records.rows(Record, "records")
             if record.split == split and record.image_uri is not None and record.label_id in names
         ]
 
 
-class Images:
-    """Reads images one at a time, and counts those that cannot be."""
-
-    def __init__(self) -> None:
-        self.unread: Counter[str] = Counter()
-
-    def read(self, uri: str) -> Pixels:
-        return read_image(uri, FRAME)
-
-    def readable(self, captions: Sequence[Caption]) -> list[Caption]:
-        """Those whose images are fit to be read."""
-        found = []
-        for caption in captions:
-            try:
-                self.read(caption.image_uri)
-            except ImageError as error:
-                self.unread[error.reason] += 1
-            else:
-                found.append(caption)
-        return found
+def readable_captions(captions: Iterable[Caption], unread: Counter[str]) -> list[Caption]:
+    """Return the captions whose images can be read; the others are counted in `unread`, by reason."""
+    readable = []
+    for caption, image in read_images_ahead(captions, FRAME, lambda caption: caption.image_uri):
+        if isinstance(image, ImageError):
+            unread[image.reason] += 1
+        else:
+            readable.append(caption)
+    return readable
 
 
-def _as_student(language: Published) -> Student:
-    return Student(model_id=language.model_id, revision=language.revision)
+def _progress_updater() -> Callable[[int, int], None]:
+    progress = functools.cache(lambda total: Progress("build_vlm", total, "captions"))
+    return lambda done, total: progress(total).update(done)

@@ -1,4 +1,4 @@
-"""Gather the texts that images without one can be given, split them as the records are, and embed them."""
+"""Embed the texts that can be matched to images without one, split like the records."""
 
 from __future__ import annotations
 
@@ -9,157 +9,113 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
-from mint_ray.artifacts import Artifact, File, open_artifact, read_part
-from mint_ray.config.loader import UserError, dump
-from mint_ray.config.stages import PairTexts, Prepare, Splits
-from mint_ray.models.pretrained import identity_of
-from mint_ray.records import Record, Split, from_table
-from mint_ray.runtime.map_parts import map_parts
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import MatchTexts, Prepare, Splits
+from mint_ray.lineage import matching_of
+from mint_ray.records import TEXT_ID, TEXT_SIMILARITY, CandidateText, Record, Split, TextEmbedding, from_table
+from mint_ray.runtime.map_parts import actor_pool, map_parts
 from mint_ray.sources import BadRow, build_source
-from mint_ray.teachers.config import TwoTowers
+from mint_ray.teachers.config import TwoTower
 from mint_ray.teachers.two_tower import TwoTowerEncoder
 from mint_ray.telemetry import Progress
 
-SIMILARITY, TEXT_ID = "text_similarity", "text_id"
-"""Coded fields of a record that was given a text."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Text:
-    """One text that records of a split can be given."""
-
-    text_id: str
-    group_id: str
-    split: Split
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Embedding:
-    """What the encoder makes of a text, of norm 1."""
-
-    text_id: str
-    split: Split
-    vector: list[float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """A part of the texts or of the records: the work of one task."""
+class TextsPart:
+    """A part of the texts: the work of one task."""
 
     path: str
-    """Of the part that is written."""
+    """Part of the embeddings that is written, relative to the artifact."""
     uri: str
-    """Of the part that is read."""
+    """Part of the texts that is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class MadePart:
-    """What a task made of a part."""
+class EmbeddedPart:
+    """The embeddings of one part of the texts."""
 
     path: str
-    read: int
+    texts: int
     files: list[File]
-    given: int
-    """Records that were given a text."""
-    dropped: dict[str, int]
-    """Records that were given none, or were left out for what it says, by reason."""
 
 
-def gather_texts(root: str, config: Prepare, records: Artifact) -> Artifact:
-    """Table `texts`: every wording once, in the order of its id, with the split whose records can be given it."""
-    pairing = pairing_of(config)
-    settings = {"source": dump(pairing)["source"], "seed": pairing.seed, "splits": dump(config.splits)}
-    settings |= {"max_bad_share": config.max_bad_share, "rows_per_part": config.rows_per_part}
-    inputs = {"records": records.name, **build_source(pairing.source).inputs()}
-    artifact = open_artifact(root, "texts", settings, inputs)
+def embed_texts(root: str, config: Prepare, records: Artifact) -> Artifact:
+    """Write tables `texts` (each wording once, with the split whose records can get it) and `embeddings`.
+
+    The parts of both tables are parallel. Raises UserError as `select_texts` does.
+    """
+    matching = matching_of(config)
+    artifact = lineage.embed_texts(root, config, records)
     if artifact.is_complete:
         return artifact
+    resources = matching.resources
+    texts, dropped = select_texts(config, records.rows(Record, "records"))
     with artifact.write() as draft:
-        texts, dropped = select_texts(config, records.rows(Record, "records"))
-        draft.counts["texts"] = draft.write_rows(Text, "texts", texts, rows_per_part=config.rows_per_part)
+        parts: list[TextsPart] = []
+        for number, start in enumerate(range(0, len(texts), config.rows_per_part)):
+            name = f"part-{number:05d}.parquet"
+            rows = texts[start : start + config.rows_per_part]
+            draft.placed.append(artifact.write_part(f"texts/{name}", CandidateText, rows))
+            parts.append(TextsPart(path=f"embeddings/{name}", uri=artifact.file_uri(f"texts/{name}")))
+        draft.counts["texts"] = len(texts)
         draft.counts.update(f"texts_{text.split}" for text in texts)
         draft.dropped.update(dropped)
-    return artifact
-
-
-def embed_texts(root: str, config: Prepare, texts: Artifact) -> Artifact:
-    """Table `embeddings`, parallel to the parts of `texts`."""
-    pairing = pairing_of(config)
-    encoder = pairing.encoder
-    inputs = {"texts": texts.name, "encoder": identity_of(encoder.model_id, encoder.revision)}
-    artifact = open_artifact(root, "embed", {"encoder": dump(encoder)}, inputs)
-    if artifact.is_complete:
-        return artifact
-    resources, parts = pairing.resources, parts_of(texts, "texts", "embeddings")
-    progress = Progress("embed", texts.manifest.counts["texts"], "texts")
-    actors = min(resources.actors, len(parts))
-    with artifact.write() as draft:
-        for part in map_parts(
-            artifact,
-            parts,
-            MadePart,
-            EmbedActor,
-            (artifact, encoder),
-            actors=(actors, actors),
-            cpus=resources.cpus_per_actor,
-            gpus=resources.gpus_per_actor,
-        ):
-            progress.advance(part.read)
+        progress = Progress("embed_texts", len(texts), "texts")
+        workers = actor_pool(EmbedActor, (artifact, matching.encoder), resources)
+        for part in map_parts(artifact, parts, EmbeddedPart, workers):
+            progress.advance(part.texts)
             draft.placed += part.files
-            draft.counts["texts"] += part.read
     return artifact
 
 
-def select_texts(config: Prepare, records: Sequence[Record]) -> tuple[list[Text], Counter[str]]:
-    """The texts that `records` can be given, and how many rows of the source are none, by reason.
+def select_texts(config: Prepare, records: Sequence[Record]) -> tuple[list[CandidateText], Counter[str]]:
+    """Return the texts that `records` can get, in the order of their ids, and the skipped rows by reason.
 
-    A wording stands once, under its least id; one that a record has of its own is left out. Raises UserError if too
-    many rows are bad, no row has a text, or no record or no text is there for a split.
+    A wording is kept once, under its smallest id; a wording that a record already has is skipped. Raises UserError if
+    too many rows are bad, if no row has a text, or if a split has no record or no text.
     """
-    pairing = pairing_of(config)
-    name = f"prepare.pair_texts: {getattr(pairing.source, 'uri', pairing.source.kind)}"
-    wanting = [record for record in records if needs_text(record)]
+    matching = matching_of(config)
+    name = f"prepare.match_texts: {getattr(matching.source, 'uri', matching.source.kind)}"
+    wanting = [record for record in records if record.needs_text]
     if not wanting:
-        raise UserError("prepare.pair_texts: no record has an image and no text, so there is nothing to pair")
+        raise UserError("prepare.match_texts: no record has an image and no text, so there is nothing to match")
     for record in records:
-        for field in (SIMILARITY, TEXT_ID):
+        for field in (TEXT_SIMILARITY, TEXT_ID):
             if field in record.fields:
                 raise UserError(
-                    f"prepare.pair_texts: record {record.record_id!r}: fields.{field}: is there already, with "
-                    f"{record.fields[field]!r}; that name is for how the record was paired"
+                    f"prepare.match_texts: record {record.record_id!r}: fields.{field}: already set to "
+                    f"{record.fields[field]!r}; this name is reserved for the matched text"
                 )
-    found, dropped, total = _read_texts(pairing, config.max_bad_share, name)
+    found, dropped, total = _read_texts(matching, config.max_bad_share, name)
     if not found:
         raise UserError(f"{name}: text: none of its {total:,} rows has one")
-    taken = {fold(record.text) for record in records if record.text is not None}
+    known = {fold(record.text) for record in records if record.text is not None}
     split_of = {record.group_id: record.split for record in records}
-    texts: list[Text] = []
+    texts: list[CandidateText] = []
     for record in sorted(found, key=lambda record: record.record_id):
         wording = fold(record.text or "")
-        if wording in taken:
+        if wording in known:
             dropped["same_wording"] += 1
             continue
-        taken.add(wording)
-        split = split_of.get(record.group_id) or draw_split(record.group_id, config.splits, pairing.seed)
-        texts.append(Text(text_id=record.record_id, group_id=record.group_id, split=split, text=record.text or ""))
-    there = Counter(text.split for text in texts)
+        known.add(wording)
+        split = split_of.get(record.group_id) or draw_split(record.group_id, config.splits, matching.seed)
+        texts.append(
+            CandidateText(text_id=record.record_id, group_id=record.group_id, split=split, text=record.text or "")
+        )
+    available = Counter(text.split for text in texts)
     for split, count in sorted(Counter(record.split for record in wanting).items()):
-        if not there[split]:
+        if not available[split]:
             raise UserError(
-                f"{name}: none of its {len(texts):,} texts falls to the {split} split, whose {count:,} records need "
-                "some; it wants more texts, smaller groups, another seed or other shares (prepare.splits)"
+                f"{name}: none of its {len(texts):,} texts is in the {split} split, whose {count:,} records need "
+                "some; use more texts, smaller groups, another seed or other shares (prepare.splits)"
             )
     return texts, +dropped
 
 
-def needs_text(record: Record) -> bool:
-    """Whether a record has an image and no text."""
-    return record.image_uri is not None and record.text is None
-
-
 def draw_split(group_id: str, shares: Splits, seed: int) -> Split:
-    """Where a group of texts falls, whatever other groups there are."""
+    """Return the split of a group of texts, independent of the other groups."""
     draw = random.Random(f"texts:{seed}:{group_id}").random()
     if draw < shares.test:
         return "test"
@@ -167,28 +123,29 @@ def draw_split(group_id: str, shares: Splits, seed: int) -> Split:
 
 
 def fold(text: str) -> str:
-    """The words of a text, by which it is known: case, punctuation, spaces and the forms of a letter are folded."""
+    """Return the words of a text without case, punctuation, white space and Unicode variants, for comparison."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 class EmbedActor:
-    """Holds the encoder on a worker and embeds the texts of one part after the other."""
+    """Embeds one part of the texts at a time."""
 
-    def __init__(self, artifact: Artifact, config: TwoTowers) -> None:
+    def __init__(self, artifact: Artifact, config: TwoTower) -> None:
         self.artifact, self.encoder = artifact, TwoTowerEncoder(config)
 
-    def work(self, part: Part) -> MadePart:
-        texts = from_table(Text, read_part(part.uri))
+    def work(self, part: TextsPart) -> EmbeddedPart:
+        """Embed and write one part."""
+        texts = from_table(CandidateText, read_part(part.uri))
         rows = [
-            Embedding(text_id=text.text_id, split=text.split, vector=vector.tolist())
-            for text, vector in zip(texts, self.encoder.read([text.text for text in texts]), strict=True)
+            TextEmbedding(text_id=text.text_id, split=text.split, vector=vector.tolist())
+            for text, vector in zip(texts, self.encoder.encode_texts([text.text for text in texts]), strict=True)
         ]
-        file, rows = self.artifact.write_part_once(part.path, Embedding, rows)
-        return MadePart(path=part.path, read=len(texts), files=[file], given=0, dropped={})
+        file, rows = self.artifact.write_part_once(part.path, TextEmbedding, rows)
+        return EmbeddedPart(path=part.path, texts=len(rows), files=[file])
 
 
-def _read_texts(config: PairTexts, max_bad_share: float, name: str) -> tuple[list[Record], Counter[str], int]:
-    """Records with a text, what else there was by reason, and how many rows in all."""
+def _read_texts(config: MatchTexts, max_bad_share: float, name: str) -> tuple[list[Record], Counter[str], int]:
+    """Return the records with a text, the other rows by reason, and the number of rows."""
     found: list[Record] = []
     dropped: Counter[str] = Counter()
     first_bad, bad, total = "", 0, 0
@@ -203,31 +160,16 @@ def _read_texts(config: PairTexts, max_bad_share: float, name: str) -> tuple[lis
             bad, first_bad = bad + 1, first_bad or f"record_id: {row.record_id!r} occurs more than once"
         else:
             seen.add(row.record_id)
-            # what has no word is no text
+            # a text without a word counts as missing
             if row.text is not None and fold(row.text):
                 found.append(row)
             else:
                 dropped["no_text"] += 1
     if bad > max_bad_share * total:
         raise UserError(
-            f"prepare.pair_texts: {first_bad} ({bad} of {total} rows are bad, more than max_bad_share "
+            f"prepare.match_texts: {first_bad} ({bad} of {total} rows are bad, more than max_bad_share "
             f"{max_bad_share:g})"
         )
     if total == 0:
-        raise UserError(f"{name}: holds no records")
+        raise UserError(f"{name}: has no records")
     return found, dropped, total
-
-
-def parts_of(artifact: Artifact, table: str, made: str) -> list[Part]:
-    """The work on each part of `table`, from which a part of table `made` is written."""
-    return [
-        Part(path=file.path.replace(f"{table}/", f"{made}/", 1), uri=artifact.file_uri(file.path))
-        for file in artifact.table_files(table)
-    ]
-
-
-def pairing_of(config: Prepare) -> PairTexts:
-    """The setting that asks for texts."""
-    if config.pair_texts is None:
-        raise ValueError("prepare.pair_texts is not set")
-    return config.pair_texts

@@ -1,4 +1,4 @@
-"""Make the teacher ready: train it, or gather what it knows, from everything that is not held out."""
+"""Fit the teacher on the records that are not held out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
-from mint_ray import storage
-from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.config.loader import dump, from_data
+from mint_ray import lineage, storage
+from mint_ray.artifacts import RUNS, Artifact
 from mint_ray.config.stages import Fit
 from mint_ray.records import Label, Record
 from mint_ray.runtime.train_workers import run_workers
-from mint_ray.teachers import FitReport, Teacher, Trainable, build_teacher
+from mint_ray.teachers import FitReport, Teacher, TrainableTeacher, build_teacher
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
@@ -32,18 +31,18 @@ FOLDER, REPORT, FINISHED = "teacher", "report.json", "finished"
 
 
 def fit_teacher(root: str, config: Fit, records: Artifact) -> Artifact:
-    """Folder `teacher`, as the teacher saved it; the manifest holds its settings.
+    """Write folder `teacher`, as the teacher saves itself.
 
-    A teacher that learns by gradient descent is trained in Ray Train workers; a run of it that was cut off goes on from
-    its last epoch when the same config is run again, also on another number of workers.
+    A teacher that is trained by gradient descent runs in Ray Train workers; if it is cut off, the same config resumes
+    from the last epoch, also with another number of workers.
     """
-    teacher = build_teacher(config.teacher)
-    artifact = open_artifact(root, "fit", {"fit": dump(config)}, {"records": records.name, **teacher.inputs()})
+    artifact = lineage.fit(root, config, records)
     if artifact.is_complete:
         return artifact
+    teacher = build_teacher(config.teacher)
     with artifact.write() as draft:
         folder = draft.folder / FOLDER
-        if isinstance(teacher, Trainable):
+        if isinstance(teacher, TrainableTeacher):
             report = _train(artifact, config, records, folder)
         else:
             report = teacher.fit(records.rows(Label, "labels"), records.rows(Record, "records"))
@@ -53,71 +52,75 @@ def fit_teacher(root: str, config: Fit, records: Artifact) -> Artifact:
         draft.dropped.update(report.dropped)
         draft.metrics.update(report.metrics)
     storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
-    told = {**{name: f"{count:,}" for name, count in report.counts.items()}, **report.metrics}
-    logger.info("fit: %s, %s", config.teacher.kind, ", ".join(f"{name} {value}" for name, value in told.items()))
+    figures = {**{name: f"{count:,}" for name, count in report.counts.items()}, **report.metrics}
+    logger.info("fit: %s, %s", config.teacher.kind, ", ".join(f"{name} {value}" for name, value in figures.items()))
     return artifact
 
 
 def fit_worker(job: dict[str, Any]) -> None:
-    """What one training process does; rank 0 reports the checkpoints."""
-    config: Fit = from_data(Fit, job["fit"])
+    """Train in one worker; rank 0 reports the checkpoints."""
+    config: Fit = job["config"]
+    records: Artifact = job["records"]
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
     if torch.cuda.is_available():
         torch.cuda.set_device(get_device())
     rank = ray.train.get_context().get_world_rank()
-    place = Path(tempfile.mkdtemp(prefix="mint-ray-"))
+    folder = Path(tempfile.mkdtemp(prefix="mint-ray-"))
     try:
         checkpoint = ray.train.get_checkpoint()
-        resumed = None if checkpoint is None else Path(checkpoint.to_directory(str(place / "resumed")))
+        resumed = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "resumed")))
         if resumed is not None and (resumed / REPORT).exists():
             return  # an earlier attempt finished and died before its teacher was published
-        records: Artifact = job["records"]
         teacher: Any = build_teacher(config.teacher)
-        epochs = Epochs(place, resumed, job["queue"] if rank == 0 else None)
-        report = teacher.train(records.rows(Label, "labels"), records.rows(Record, "records"), epochs)
-        finished = _save(place / FINISHED, teacher, report) if rank == 0 else None
+        checkpoints = EpochCheckpoints(folder, resumed, job["queue"] if rank == 0 else None)
+        report = teacher.train(records.rows(Label, "labels"), records.rows(Record, "records"), checkpoints)
+        finished = _save(folder / FINISHED, teacher, report) if rank == 0 else None
         ray.train.report({}, finished, checkpoint_dir_name=FINISHED)
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-class Epochs:
-    """Hands the state after each epoch to Ray Train, and tells the driver how far training is."""
+class EpochCheckpoints:
+    """Reports the state after each epoch to Ray Train, and progress to the driver."""
 
-    def __init__(self, place: Path, resumed: Path | None, queue: Queue | None) -> None:
-        self.place, self.resumed, self.queue = place, resumed, queue
-        self.looks = 0
-        """Messages ahead of the first epoch: an attempt that begins again looks at the records again."""
+    def __init__(self, workspace: Path, resumed: Path | None, queue: Queue | None) -> None:
+        self.workspace, self.resumed, self.queue = workspace, resumed, queue
+        self.progress_reports = 0
+        """Reports ahead of the first epoch: an attempt that starts again reads the records again."""
 
-    def last(self) -> Path | None:
+    def resume_from(self) -> Path | None:
+        """Return the folder of the last checkpoint; None at the start."""
         return self.resumed
 
-    def tell(self, done: int, whole: int) -> None:
+    def report_progress(self, done: int, total: int) -> None:
+        """Report the number of records read ahead of the first epoch to the driver."""
         if self.queue is not None:
-            self.looks += 1
-            self.queue.put((self.looks, "records", done, whole, ""))
+            self.progress_reports += 1
+            self.queue.put((self.progress_reports, "records", done, total, ""))
 
-    def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
+    def save_checkpoint(self, save: Callable[[Path], None], epoch: int, num_epochs: int, message: str) -> None:
+        """Save the state after an epoch on rank 0, and report it to Ray Train."""
         checkpoint = None
         if self.queue is not None:
-            self.queue.put((self.looks + epoch, "epochs", epoch, epochs, note))
-            folder = self.place / f"epoch-{epoch}"
+            self.queue.put((self.progress_reports + epoch, "epochs", epoch, num_epochs, message))
+            folder = self.workspace / f"epoch-{epoch}"
             folder.mkdir()
             save(folder)
             checkpoint = Checkpoint.from_directory(str(folder))
         ray.train.report({"epoch": epoch}, checkpoint, checkpoint_dir_name=f"epoch-{epoch}")
-        shutil.rmtree(self.place / f"epoch-{epoch}", ignore_errors=True)
+        shutil.rmtree(self.workspace / f"epoch-{epoch}", ignore_errors=True)
 
 
 def _train(artifact: Artifact, config: Fit, records: Artifact, folder: Path) -> FitReport:
-    told: dict[str, Progress] = {}
+    lines: dict[str, Progress] = {}
 
-    def tell(step: int, unit: str, done: int, whole: int, note: str) -> None:
-        if unit not in told:
-            told[unit] = Progress("fit", whole, unit)
-        told[unit].update(done, note)
+    def on_message(_step: int, unit: str, done: int, total: int, message: str) -> None:
+        if unit not in lines:
+            lines[unit] = Progress("fit", total, unit)
+        lines[unit].update(done, message)
 
-    result = run_workers(fit_worker, {"fit": dump(config), "records": records}, artifact, config.resources, tell)
+    job = {"config": config, "records": records}
+    result = run_workers(fit_worker, job, artifact, config.resources, on_message)
     with result.checkpoint.as_directory() as finished:
         shutil.copytree(Path(finished) / FOLDER, folder)
         return FitReport(**json.loads((Path(finished) / REPORT).read_text()))

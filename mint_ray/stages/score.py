@@ -16,24 +16,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mint_ray import storage
-from mint_ray.artifacts import Artifact, File, open_artifact, read_part
-from mint_ray.config.loader import UserError, dump, from_data
+from mint_ray import lineage, storage
+from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.config.loader import UserError, from_data, one_line
 from mint_ray.config.stages import Fit, Score
 from mint_ray.images import Frame, ImageError, Pixels
+from mint_ray.metrics import MAX_K
 from mint_ray.records import Label, Record, TeacherScores, from_table
 from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
-from mint_ray.runtime.map_parts import Ahead, map_parts
+from mint_ray.runtime.map_parts import Preprocessing, actor_pool, map_parts
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
-from mint_ray.teachers import Teacher, Viewer, build_teacher
+from mint_ray.teachers import ImageTeacher, Teacher, build_teacher
 from mint_ray.teachers.config import AnyTeacher
-from mint_ray.telemetry import Progress, record_metric, record_failed_rows
+from mint_ray.telemetry import Progress, record_failed_rows, record_metric
 
 logger = logging.getLogger("mint_ray")
 
 RAISED = "teacher_raised"
-DECODE_TASKS_PER_ACTOR = 4
 
 Image = Pixels | ImageError | None
 
@@ -63,7 +63,7 @@ class ScoredPart:
     last_id: str | None
     files: list[File]
     judged: dict[str, int]
-    """Of the validation split: `records`, and how many of them have their label in the `top_1`, the `top_10`, are
+    """Of the validation split: `records`, and how many of them have their label in the `top_1`, the `top_k`, are
     `ok`."""
     failed: dict[str, int]
     """Records without a ranking, by reason, and answers that an ensemble had to do without, by member."""
@@ -79,8 +79,7 @@ def score_records(root: str, config: Score, task: AnyTask, teacher: Artifact, re
     few parts ahead of a teacher that looks at them. Raises UserError for a record that occurs twice, and for parts that
     are not in the order of their record ids; what a teacher raises on every record of a part ends the run.
     """
-    inputs = {"records": records.name, "teacher": teacher.name}
-    artifact = open_artifact(root, "score", {"score": dump(config), "task": dump(task)}, inputs)
+    artifact = lineage.score(root, config, task, teacher, records)
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
@@ -182,14 +181,14 @@ class TeacherActor:
             raise
         except Exception as error:
             kind = type(error).__name__
-            complaints.append(f"record {record.record_id!r}: {kind}: {' '.join(str(error).split())}")
+            complaints.append(f"record {record.record_id!r}: {kind}: {one_line(error)}")
             # not its words: they may name what differs from run to run, and would make each row a reason of its own
             return _failed(record.record_id, record.split, self.name, f"{RAISED}_{kind}")
 
     def _ask(self, records: Sequence[Record], images: Sequence[Image] | None) -> list[TeacherScores]:
-        if images is None or not isinstance(self.teacher, Viewer):
+        if images is None or not isinstance(self.teacher, ImageTeacher):
             return self.teacher.score(records)
-        return self.teacher.score_seen(records, images)
+        return self.teacher.score_images(records, images)
 
 
 class Decoder:
@@ -216,34 +215,23 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
             uri=records.file_uri(file.path),
             without=modality,
         )
-        for table, modality in [("scores", None), *((f"without_{modality}", modality) for modality in config.without)]
+        for table, modality in [("scores", None), *((f"without_{modality}", modality) for modality in config.ablate)]
         for file in files
     ]
     frame = frame_of(teacher)
-    ahead = None
+    preprocessing = None
     if frame is not None:
-        ahead = Ahead(
+        preprocessing = Preprocessing(
             worker=Decoder,
             arguments=(frame, config, task, records),
             cpus=resources.decode_cpus,
             memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
-            tasks=resources.decode_tasks or DECODE_TASKS_PER_ACTOR * resources.actors,
+            max_tasks=resources.max_decode_tasks,
         )
-    progress = Progress("score", sum(file.rows or 0 for file in files) * (1 + len(config.without)), "records")
+    progress = Progress("score", sum(file.rows or 0 for file in files) * (1 + len(config.ablate)), "records")
     made: list[ScoredPart] = []
-    # a pool of fixed size: one that grows would wait for teachers that start slowly while others take the processors
-    actors = min(resources.actors, len(parts))
-    for part in map_parts(
-        artifact,
-        parts,
-        ScoredPart,
-        TeacherActor,
-        (artifact, config, task, teacher, records),
-        actors=(actors, actors),
-        cpus=resources.cpus_per_actor,
-        gpus=resources.gpus_per_actor,
-        ahead=ahead,
-    ):
+    workers = actor_pool(TeacherActor, (artifact, config, task, teacher, records), resources)
+    for part in map_parts(artifact, parts, ScoredPart, workers, preprocessing=preprocessing):
         progress.advance(part.read)
         _check_order(records, made[-1] if made else None, part)
         made.append(part)
@@ -255,19 +243,19 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
 def frame_of(teacher: Artifact) -> Frame | None:
     """The form in which the teacher wants its images decoded ahead of it; None for one that looks at none."""
     built = build_teacher(_settings(teacher))
-    return built.frame() if isinstance(built, Viewer) else None
+    return built.frame() if isinstance(built, ImageTeacher) else None
 
 
 def _task(config: Score, task: AnyTask, records: Artifact) -> Task | None:
     """What knows how to leave a modality out, if any is to be."""
-    return build_task(task, records.rows(Label, "labels"), 1) if config.without else None
+    return build_task(task, records.rows(Label, "labels"), 1) if config.ablate else None
 
 
 def _asked(part: RecordsPart, records: Sequence[Record], task: Task | None) -> Sequence[Record]:
     """The records of a part as the teacher is to see them."""
     if part.without is None or task is None:
         return records
-    return [task.without(record, part.without) for record in records if record.split != "train"]
+    return [task.ablate(record, part.without) for record in records if record.split != "train"]
 
 
 def _copied(image: Image) -> Image:
@@ -320,20 +308,20 @@ def _judge(rows: Sequence[TeacherScores], records: Sequence[Record]) -> dict[str
     return {
         "records": len(judged),
         "top_1": sum(label in row.labels[:1] for row, label in judged),
-        "top_10": sum(label in row.labels[:10] for row, label in judged),
+        "top_k": sum(label in row.labels[:MAX_K] for row, label in judged),
         "ok": sum(row.status == "ok" for row, _ in judged),
     }
 
 
 def _shares(judged: Sequence[dict[str, int]]) -> dict[str, Any]:
-    total = Counter(dict.fromkeys(("records", "top_1", "top_10", "ok"), 0))
+    total = Counter(dict.fromkeys(("records", "top_1", "top_k", "ok"), 0))
     for counts in judged:
         total.update(counts)
     if not total["records"]:
         return {}
     return {
         "top_1_accuracy": round(total["top_1"] / total["records"], 4),
-        "top_10_accuracy": round(total["top_10"] / total["records"], 4),
+        "top_k_accuracy": round(total["top_k"] / total["records"], 4),
         "coverage": round(total["ok"] / total["records"], 4),
         "records": total["records"],
     }

@@ -1,4 +1,4 @@
-"""Show the student another record's image: the control that tells whether it learns from what it sees."""
+"""Exchange the images between records: the negative control for students that are shown images."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mint_ray.artifacts import Artifact, open_artifact, read_part
+from mint_ray import lineage
+from mint_ray.artifacts import Artifact, read_part
 from mint_ray.records import Label, Record, from_table
 
 
 def shuffle_images(root: str, records: Artifact) -> Artifact:
-    """Tables `records` and `labels` as in `records`, part by part; each image is that of another record of its split.
+    """Write tables `records` and `labels` as in `records`, with the image of another record of the split.
 
-    For whoever teaches the student, and for whoever asks it; the teacher is asked about the records as they are.
+    The student is trained and evaluated on them; the teacher scores the original records.
     """
-    artifact = open_artifact(root, "shuffle", {}, {"records": records.name})
+    artifact = lineage.shuffle_images(root, records)
     if artifact.is_complete:
         return artifact
     uris = permute_images(records.rows(Record, "records"))
@@ -27,20 +28,23 @@ def shuffle_images(root: str, records: Artifact) -> Artifact:
             draft.placed.append(artifact.write_part(file.path, Record, shown))
         draft.write_rows(Label, "labels", records.rows(Label, "labels"))
         draft.counts.update(records.manifest.counts)
-        draft.counts["images_moved"] = len(uris)
+        draft.counts["images_exchanged"] = len(uris)
     return artifact
 
 
 def permute_images(records: Sequence[Record]) -> dict[str, str]:
-    """The image of each record that has one, by its id: along one ring through those of its split, drawn by their ids,
-    so that none keeps its own unless it is alone."""
+    """Return the new image URI of each record that has an image, by record id.
+
+    The images of a split move along one cycle in a seeded order of the record ids, so that no record keeps its own
+    unless it is the only one.
+    """
     splits: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record.image_uri is not None:
             splits[record.split].append(record)
-    moved: dict[str, str] = {}
+    image_of: dict[str, str] = {}
     for rows in splits.values():
-        ring = sorted(rows, key=lambda row: random.Random(f"shuffled:{row.record_id}").random())
-        for row, other in zip(ring, [*ring[1:], ring[0]], strict=True):
-            moved[row.record_id] = other.image_uri or ""
-    return moved
+        cycle = sorted(rows, key=lambda row: random.Random(f"shuffled:{row.record_id}").random())
+        for row, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
+            image_of[row.record_id] = other.image_uri or ""
+    return image_of

@@ -19,17 +19,18 @@ from ray.util.placement_group import get_current_placement_group
 from ray.util.queue import Queue
 from transformers import TrainerCallback, set_seed
 
-from mint_ray import storage
-from mint_ray.artifacts import RUNS, Artifact, open_artifact
-from mint_ray.config.loader import dump, from_data
+from mint_ray import lineage, storage
+from mint_ray.artifacts import RUNS, Artifact
 from mint_ray.config.stages import Train
-from mint_ray.runtime.metrics_callback import Meter
+from mint_ray.lineage import resolve_student
+from mint_ray.runtime.metrics_callback import MetricsCallback
 from mint_ray.runtime.train_workers import run_workers
-from mint_ray.students import load_model, load_sight, load_tokenizer, save_adapter, student_revision
+from mint_ray.students.config import Student
+from mint_ray.students.loading import load_model, load_tokenizer, load_vision_processor, save_adapter
 from mint_ray.telemetry import Progress
-from mint_ray.trainers import build_trainer
+from mint_ray.trainers import TrainingRun, build_trainer
 from mint_ray.trainers.checkpoints import TRAINER_STATE
-from mint_ray.trainers.deepspeed import gathered
+from mint_ray.trainers.deepspeed import gathered_parameters
 from mint_ray.trainers.examples import StoredExamples
 
 logger = logging.getLogger("mint_ray")
@@ -37,28 +38,39 @@ logger = logging.getLogger("mint_ray")
 ADAPTER, OUTCOME, TENSORBOARD = "adapter", "outcome.json", "tensorboard"
 
 OnEvaluation = Callable[[str, int, dict[str, Any]], None]
-"""Takes the name of the run below `RUNS`, the step, and the metrics under their names in the log (`eval_loss`)."""
+"""Callback: name of the run below `RUNS`, step, metrics by their name in the log (`eval_loss`)."""
 GROUP = "placement_group"
-"""Beside the metrics of a validation: hex id of what Ray holds for the training workers; not in a stored log."""
+"""Key beside the metrics of a validation: hex id of the workers' placement group; not in the stored log."""
 
 
-def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnEvaluation | None = None) -> Artifact:
-    """Folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with every logged step.
+def train_student(
+    root: str,
+    config: Train,
+    tokens: Artifact,
+    built: Artifact | None = None,
+    on_evaluation: OnEvaluation | None = None,
+) -> Artifact:
+    """Write folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with the whole log.
 
-    A run that was cut off goes on from its last checkpoint when the same config is run again, also on another number
-    of workers. `on_evaluation` is called once for each validation, in order of steps, in a thread of this process:
-    those of earlier attempts too, all at once where the student is trained already.
+    A run that was cut off resumes from its last checkpoint when the same config is run again, also with another number
+    of workers. `built` is the output of `build_vlm` that holds the student, if it was built. `on_evaluation` is called
+    once for each validation, in order of steps, in a thread of this process; also for those of earlier attempts, and
+    for all of them at once if the student is already trained.
     """
-    inputs = {"tokens": tokens.name, "student": student_revision(config.student)}
-    artifact = open_artifact(root, "train", {"train": dump(config)}, inputs)
+    artifact = lineage.train(root, config, tokens, built)
     listener = _Listener(artifact.name, on_evaluation)
     if artifact.is_complete:
         if on_evaluation is not None:
-            listener.hear_all(json.loads(storage.read_bytes(artifact.file_uri(OUTCOME)))["log_history"])
+            listener.report_evaluations(json.loads(storage.read_bytes(artifact.file_uri(OUTCOME)))["log_history"])
         return artifact
-    job = {"train": dump(config), "tokens": tokens, "run_name": artifact.name}
+    job = {
+        "config": config,
+        "student": resolve_student(config.student, built),
+        "tokens": tokens,
+        "run_name": artifact.name,
+    }
     with artifact.write() as draft:
-        result = run_workers(train_worker, job, artifact, config.resources, listener.hear)
+        result = run_workers(train_worker, job, artifact, config.resources, listener.on_message)
         with result.checkpoint.as_directory() as folder:
             outcome = json.loads((Path(folder) / OUTCOME).read_text())
             for name in (ADAPTER, TENSORBOARD):
@@ -67,51 +79,56 @@ def train_student(root: str, config: Train, tokens: Artifact, on_evaluation: OnE
         draft.write_text(OUTCOME, json.dumps(outcome, indent=1))
         draft.counts.update(outcome["counts"])
         draft.metrics.update(outcome["metrics"])
-    # what the last messages of the workers may have missed
-    listener.hear_all(outcome["log_history"])
+    # the last messages of the workers may have been lost
+    listener.report_evaluations(outcome["log_history"])
     storage.delete_folder(storage.join(storage.absolute(root), RUNS, artifact.name))
     logger.info("train: %s", ", ".join(f"{name} {value}" for name, value in outcome["metrics"].items()))
     if config.trainer.kind == "shared_prefix" != outcome["metrics"]["layout"]:
-        logger.warning("train: prompts ran once for each answer; the log of Ray's worker says why they were not shared")
+        logger.warning(
+            "train: layout concatenated: each prompt ran once per answer; the log of the Ray worker says why"
+        )
     return artifact
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """What one training process does; rank 0 reports the checkpoints."""
-    config, tokens = from_data(Train, job["train"]), job["tokens"]
+    """Train in one worker; rank 0 reports the checkpoints."""
+    config: Train = job["config"]
+    student: Student = job["student"]
+    tokens: Artifact = job["tokens"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
     torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
     set_seed(config.trainer.seed)
-    place = Path(tempfile.mkdtemp(prefix="mint-ray-"))
-    os.environ |= _tracker_variables(place, job["run_name"])
+    folder = Path(tempfile.mkdtemp(prefix="mint-ray-"))
+    os.environ |= _tracker_variables(folder, job["run_name"])
     try:
-        resumed = _resume(place / "resumed", whole=rank == 0)
+        resumed = _resume(folder / "resumed", is_rank_0=rank == 0)
         if resumed is not None and (resumed / OUTCOME).exists():
             return  # an earlier attempt finished and died before its outcome was published
-        sight = load_sight(config.student)
-        tokenizer = sight.tokenizer if sight else load_tokenizer(config.student)
-        model = load_model(config.student, trainable=True)
-        train = StoredExamples.of(tokens, "train", sight)
-        if sight:
-            sight.check(model, train[0])
-        result = build_trainer(config.trainer).run(
+        vision_processor = load_vision_processor(student)
+        tokenizer = vision_processor.tokenizer if vision_processor else load_tokenizer(student)
+        model = load_model(student, trainable=True)
+        train = StoredExamples.from_artifact(tokens, "train", vision_processor)
+        if vision_processor:
+            vision_processor.check_features(model, train[0])
+        run = TrainingRun(
             model=model,
             tokenizer=tokenizer,
             train=train,
-            validation=StoredExamples.of(tokens, "validation", sight),
-            output_dir=place,
+            validation=StoredExamples.from_artifact(tokens, "validation", vision_processor),
+            output_dir=folder,
             resources=config.resources,
             run_name=job["run_name"],
-            callbacks=[Reporter(job["queue"] if rank == 0 else None), *([Meter(job["run_name"])] if rank == 0 else [])],
+            callbacks=[Reporter(job["queue"] if rank == 0 else None), *([MetricsCallback(job["run_name"])] if rank == 0 else [])],
             resume_from_checkpoint=resumed,
         )
-        last = place / "last"
-        with gathered(model, config.resources):
+        result = build_trainer(config.trainer).train(run)
+        last = folder / "last"
+        with gathered_parameters(model, config.resources):
             if rank == 0:
-                save_adapter(model, sight.processor if sight else tokenizer, last / ADAPTER)
+                save_adapter(model, vision_processor.processor if vision_processor else tokenizer, last / ADAPTER)
         if rank == 0:
-            _copy_tensorboard(place, last)
+            _copy_tensorboard(folder, last)
             (last / OUTCOME).write_text(
                 json.dumps(
                     {
@@ -133,34 +150,37 @@ def train_worker(job: dict[str, Any]) -> None:
             checkpoint_dir_name="finished",
         )
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Reporter(TrainerCallback):
-    """Tells the driver how far training is, and hands each checkpoint to Ray Train, which uploads it behind it."""
+    """Reports progress to the driver, and each checkpoint to Ray Train, which uploads it while training continues."""
 
     def __init__(self, queue: Queue | None) -> None:
         self.queue = queue
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # of a run that goes on from a checkpoint: the driver of that time may have died before it was told
-        self._tell([row for row in state.log_history if _is_evaluation(row)], state)
+        """Report the validations of a resumed run again: the earlier driver may have died before it read them."""
+        self._report([row for row in state.log_history if _is_evaluation(row)], state)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        self._tell([{**metrics, "step": state.global_step}], state)
+        """Report a validation."""
+        self._report([{**metrics, "step": state.global_step}], state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the step and the last logged loss."""
         if self.queue is not None:
             logged = next((row["loss"] for row in reversed(state.log_history) if "loss" in row), None)
             self.queue.put((state.global_step, state.max_steps, logged, []))
 
-    def _tell(self, evaluations: list[dict[str, Any]], state: Any) -> None:
+    def _report(self, evaluations: list[dict[str, Any]], state: Any) -> None:
         if self.queue is not None and evaluations:
             group = get_current_placement_group()
-            held = {GROUP: group.id.hex()} if group is not None else {}
-            self.queue.put((state.global_step, state.max_steps, None, [row | held for row in evaluations]))
+            placement = {GROUP: group.id.hex()} if group is not None else {}
+            self.queue.put((state.global_step, state.max_steps, None, [row | placement for row in evaluations]))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Hand the checkpoint to Ray Train."""
         checkpoint = None
         if state.is_world_process_zero:
             saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -174,12 +194,12 @@ class Reporter(TrainerCallback):
         )
 
 
-def _resume(folder: Path, *, whole: bool) -> Path | None:
-    """The last checkpoint of this run in a local folder, if there is one: `whole`, or what each worker reads of it."""
+def _resume(folder: Path, *, is_rank_0: bool) -> Path | None:
+    """Copy the last checkpoint of this run to `folder`: all of it for rank 0, the needed files for other workers."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return None
-    if whole:
+    if is_rank_0:
         checkpoint.to_directory(str(folder))
         if (folder / TENSORBOARD).exists():
             shutil.copytree(folder / TENSORBOARD, folder.parent / TENSORBOARD)
@@ -194,7 +214,7 @@ def _resume(folder: Path, *, whole: bool) -> Path | None:
 
 
 def _tracker_variables(place: Path, run_name: str) -> dict[str, str]:
-    """A resumed run goes on in the same curve of its tracker; a key set by the user is left alone."""
+    """Return variables with which a resumed run continues its curve in a tracker; those set by the user are kept."""
     wanted = {
         "TENSORBOARD_LOGGING_DIR": str(place / TENSORBOARD),
         "WANDB_RUN_ID": run_name,
@@ -204,25 +224,25 @@ def _tracker_variables(place: Path, run_name: str) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
-def _copy_tensorboard(place: Path, folder: Path) -> None:
-    if (place / TENSORBOARD).exists():
-        shutil.copytree(place / TENSORBOARD, folder / TENSORBOARD)
+def _copy_tensorboard(source: Path, target: Path) -> None:
+    if (source / TENSORBOARD).exists():
+        shutil.copytree(source / TENSORBOARD, target / TENSORBOARD)
 
 
 class _Listener:
-    """Tells progress, and passes validations on, each once, however often workers that began again tell of them."""
+    """Updates the progress line and passes each validation on once, also if restarted workers report it again."""
 
     def __init__(self, run_name: str, on_evaluation: OnEvaluation | None) -> None:
         self.run_name, self.on_evaluation = run_name, on_evaluation
         self.last_step = 0
         self.progress: Progress | None = None
 
-    def hear(self, step: int, steps: int, loss: float | None, evaluations: list[dict[str, Any]]) -> None:
+    def on_message(self, step: int, steps: int, loss: float | None, evaluations: list[dict[str, Any]]) -> None:
         self.progress = self.progress or Progress("train", steps, "steps")
         self.progress.update(step, "" if loss is None else f"loss {loss:.3f}")
-        self.hear_all(evaluations)
+        self.report_evaluations(evaluations)
 
-    def hear_all(self, rows: list[dict[str, Any]]) -> None:
+    def report_evaluations(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             if self.on_evaluation is not None and _is_evaluation(row) and row["step"] > self.last_step:
                 self.last_step = int(row["step"])
