@@ -1,7 +1,4 @@
-"""Settings of the trainers, under the argument names of Hugging Face's TrainingArguments.
-
-Tested by tests/trainers/test_shared_prefix.py and tests/trainers/test_deepspeed.py.
-"""
+"""Settings of the trainers, under the argument names of Hugging Face's TrainingArguments."""
 
 from __future__ import annotations
 

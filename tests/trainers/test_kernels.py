@@ -36,8 +36,3 @@ def test_the_configured_kernels_run_and_train_the_same_weights(tmp_path, kind, k
 def test_a_kernel_for_gpus_raises_an_error_without_a_gpu(tmp_path):
     with pytest.raises(UserError, match="attn_implementation: flex_attention trains on GPUs only"):
         train(tmp_path, TrainerArguments(), TrainResources(attn_implementation="flex_attention"))
-
-
-def test_compiled_layers_with_zero_3_raise_an_error():
-    with pytest.raises(ValueError, match="torch_compile does not support the sharded weights of zero_stage 3"):
-        TrainResources(torch_compile=True, zero_stage=3)
