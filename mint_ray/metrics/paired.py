@@ -98,7 +98,8 @@ def permutation_p(
     threshold = abs(nonzero.sum()) - 1e-9 * np.abs(nonzero).sum()
 
     def is_extreme(sample: NDArray[np.float64], axis: int) -> NDArray[np.bool_]:
-        return np.abs(sample.sum(axis=axis)) >= threshold
+        extreme: NDArray[np.bool_] = np.abs(sample.sum(axis=axis)) >= threshold
+        return extreme
 
     # of one sample, scipy's "samples" permutations are flips of the signs
     result: Any = stats.permutation_test(

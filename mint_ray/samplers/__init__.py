@@ -1,4 +1,4 @@
-"""Samplers: select the chosen and rejected labels of a record from the teacher's scores; a config is the sampler."""
+"""Samplers of the chosen and rejected labels of a record, by the teacher's scores; the settings are the sampler."""
 
 from __future__ import annotations
 

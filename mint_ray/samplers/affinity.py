@@ -23,7 +23,7 @@ from mint_ray.samplers.base import (
 
 @settings
 class AffinitySampler(Sampler):
-    """Reject the labels with the largest sum of affinities to the chosen ones, listed in the teacher's order.
+    """Sampler of the labels with the largest sum of affinities to the chosen ones, listed in the teacher's order.
 
     Labels of affinity 0 follow all others, in the teacher's order, so that no pair is lost for lack of affinities.
     """
@@ -79,7 +79,7 @@ class AffinitySampler(Sampler):
 
 @settings
 class Confusion(AffinitySampler):
-    """Reject the labels that the teacher confuses with the chosen ones, counted on the validation split.
+    """Sampler of the labels that the teacher confuses with the chosen ones, counted on the validation split.
 
     The affinity of two labels is the number of validation records of either that have the other among the first `top`
     labels of their ranking, which are the lists that the student learns.
@@ -99,7 +99,7 @@ class Confusion(AffinitySampler):
 
 @settings
 class Sibling(AffinitySampler):
-    """Reject the labels most similar to the chosen ones in the ontology: for diseases, by their annotated findings."""
+    """Sampler of the labels most similar to the chosen ones in the ontology, by the annotated findings of diseases."""
 
     kind: Literal["sibling"] = "sibling"
 

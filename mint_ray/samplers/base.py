@@ -1,4 +1,4 @@
-"""The interface of samplers, and what their implementations share."""
+"""The interface of samplers, and code shared by their implementations."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from mint_ray.samplers.base import EMPTY_CONTEXT, ChosenRejected, Sampler, Sampl
 
 @settings
 class OnPolicy(Sampler):
-    """Reject the labels that a student itself finds most likely and that are neither chosen nor true.
+    """Sampler of the labels that a student itself finds most likely and that are neither chosen nor true.
 
     They are listed in the student's order. If there are too few, the ranks just below the chosen ones fill up the list,
     as for `hard`; the number of labels filled up is counted.

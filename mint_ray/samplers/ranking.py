@@ -13,7 +13,7 @@ from mint_ray.samplers.base import Sampler, SamplerContext, chunks, sample_witho
 
 @settings
 class TopBottom(Sampler):
-    """Reject the last ranks, as in the paper: easy negatives, on which the odds-ratio term soon saturates."""
+    """Sampler of the last ranks, as in the paper: easy negatives, on which the odds-ratio term soon saturates."""
 
     kind: Literal["top_bottom"] = "top_bottom"
 
@@ -27,7 +27,7 @@ class TopBottom(Sampler):
 
 @settings
 class Hard(Sampler):
-    """Reject the ranks just below the chosen ones: hard negatives, which the teacher scores almost as high."""
+    """Sampler of the ranks just below the chosen ones: hard negatives, which the teacher scores almost as high."""
 
     kind: Literal["hard"] = "hard"
 
@@ -40,7 +40,7 @@ class Hard(Sampler):
 
 @settings
 class Margin(Sampler):
-    """Reject the best ranks whose score is at least `margin` below that of the worst chosen label."""
+    """Sampler of the best ranks whose score is at least `margin` below that of the worst chosen label."""
 
     kind: Literal["margin"] = "margin"
     margin: float = 0.1
@@ -62,7 +62,7 @@ class Margin(Sampler):
 
 @settings
 class Uniform(Sampler):
-    """Reject random ranks below the chosen ones, uniformly or weighted by score; listed in the teacher's order."""
+    """Sampler of random ranks below the chosen ones, uniform or weighted by score, listed in the teacher's order."""
 
     kind: Literal["uniform"] = "uniform"
     temperature: float | None = None
@@ -100,7 +100,7 @@ class Uniform(Sampler):
 
 @settings
 class Permuted(Sampler):
-    """Reject the chosen labels in another order: the student learns the order and nothing else.
+    """Sampler of the chosen labels in another order: the student learns the order and nothing else.
 
     Orders are distinct, so a record gives at most top! - 1 pairs.
     """

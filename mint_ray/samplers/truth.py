@@ -11,7 +11,7 @@ from mint_ray.samplers.base import EMPTY_CONTEXT, ChosenRejected, Sampler, Sampl
 
 @settings
 class Truth(Sampler):
-    """The known true label without a teacher: a baseline that shows what the teacher's ranking adds.
+    """Baseline without a teacher: the known true label, to measure the benefit of the teacher's ranking.
 
     `chosen` is the true label followed by labels drawn uniformly from the others, so that lists have the usual length;
     `rejected` is drawn from the remaining ones. A record without a known label gives no pair.

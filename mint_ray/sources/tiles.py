@@ -13,7 +13,7 @@ import numpy as np
 
 from mint_ray import storage
 from mint_ray.config.loader import one_line
-from mint_ray.images import ImageError, Pixels, decode_whole, encode_image, read_content
+from mint_ray.images import ImageError, Pixels, decode_full_size, encode_image, read_content
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, Source
 from mint_ray.sources.config import ImageFolder, Tiles
@@ -106,7 +106,7 @@ class TilesSource:
         """Return the pixels of an image; the last image is cached, because its tiles are read one after the other."""
         if self._decoded is None or self._decoded[0] != uri:
             config = self.config
-            pixels = decode_whole(read_content(uri, config.max_bytes), uri, config.max_bytes, config.max_pixels)
+            pixels = decode_full_size(read_content(uri, config.max_bytes), uri, config.max_bytes, config.max_pixels)
             self._decoded = (uri, pixels)
         return self._decoded[1]
 

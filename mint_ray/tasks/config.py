@@ -37,7 +37,7 @@ class LabelSelection:
 
 @settings
 class RareDisease:
-    """Name the rare diseases that a patient's clinical note suggests."""
+    """Rare diseases that a patient's clinical note suggests."""
 
     kind: Literal["rare_disease"] = "rare_disease"
     labels: LabelSelection = LabelSelection()
@@ -120,7 +120,7 @@ class ImageTask:
 
 @settings
 class ImageLabel(ImageTask):
-    """Name what an image shows, out of a few candidate labels listed in the prompt."""
+    """Content of an image, out of a few candidate labels listed in the prompt."""
 
     kind: Literal["image_label"] = "image_label"
 
@@ -151,7 +151,7 @@ PANNUKE = (
 
 @settings
 class TissueType(ImageTask):
-    """Name the tissue of a histology image: the paper's second application."""
+    """Tissue of a histology image: the paper's second application."""
 
     kind: Literal["tissue_type"] = "tissue_type"
     names: tuple[NamedLabel, ...] = PANNUKE

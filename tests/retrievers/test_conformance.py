@@ -18,7 +18,7 @@ from tests.retrievers.encoder import save_tiny_encoder
 
 
 class SharedWords:
-    """Jaccard similarity of the sets of words: the retriever of the README's steps."""
+    """Jaccard similarity of the sets of words: a retriever written by the README's steps."""
 
     def inputs(self) -> dict[str, str]:
         return {"shared_words": "1"}

@@ -39,7 +39,7 @@ CONTEXT = SamplerContext(confusions=AFFINITIES, siblings=AFFINITIES, student_ran
 
 @settings
 class EveryOther(Sampler):
-    """Reject every other rank below the chosen ones: the sampler of the README's steps."""
+    """Sampler of every other rank below the chosen ones: the example of the README."""
 
     kind: Literal["every_other"] = "every_other"
 

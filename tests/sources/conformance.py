@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mint_ray.images import decode_whole
+from mint_ray.images import decode_full_size
 from mint_ray.records import SPLITS, Record
 from mint_ray.sources import BadRow, ImageSource, Source
 
@@ -31,4 +31,4 @@ def check_source(make: Callable[[], Source]) -> None:
     assert all(identity for identity in source.inputs().values())
     if isinstance(source, ImageSource):
         for record in records:
-            assert decode_whole(source.image_bytes(record), record.record_id, 10**7, 10**7).ndim == 3
+            assert decode_full_size(source.image_bytes(record), record.record_id, 10**7, 10**7).ndim == 3

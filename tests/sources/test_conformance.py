@@ -21,7 +21,7 @@ from tests.sources.histology import png, save_fold
 
 
 class Notes:
-    """One record per line `label<TAB>text` of a text file: the source of the README's steps."""
+    """One record per line `label<TAB>text` of a text file: a source written by the README's steps."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri

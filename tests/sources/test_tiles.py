@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mint_ray.config.loader import UserError, from_data
-from mint_ray.images import decode_whole
+from mint_ray.images import decode_full_size
 from mint_ray.records import Record
 from mint_ray.sources import BadRow, ImageSource, build_source
 from mint_ray.sources.config import Tiles
@@ -75,7 +75,7 @@ def test_a_tile_has_the_pixels_of_its_part_of_the_image(folder: Path) -> None:
     whole = np.asarray(Image.open(folder / "images" / "P1-a.png"))
     for row in records(source)[:4]:
         top, left = map(int, row.record_id.split("_")[1:])
-        pixels = decode_whole(source.image_bytes(row), "x", 10**6, 10**6)
+        pixels = decode_full_size(source.image_bytes(row), "x", 10**6, 10**6)
         assert np.array_equal(pixels, whole[top : top + 50, left : left + 50])
 
 

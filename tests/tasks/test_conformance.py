@@ -31,7 +31,7 @@ RECORD = Record(
 
 
 class ImagingModality:
-    """Name the technique of an image from its report: the task of the README's steps."""
+    """Technique of an image, named from its report: a task written by the README's steps."""
 
     modalities = ("text",)
     show_image = False
@@ -105,10 +105,10 @@ def test_no_text_makes_parsing_fail(make: Callable[[], tuple[Task, Record]], tex
     assert (answer.reason is None) == bool(answer.labels)
 
 
-@given(make=st.sampled_from(TASKS), places=st.lists(st.integers(0, 2), min_size=1, max_size=LENGTH))
-def test_every_list_of_labels_is_parsed_back(make: Callable[[], tuple[Task, Record]], places: list[int]) -> None:
+@given(make=st.sampled_from(TASKS), indices=st.lists(st.integers(0, 2), min_size=1, max_size=LENGTH))
+def test_every_list_of_labels_is_parsed_back(make: Callable[[], tuple[Task, Record]], indices: list[int]) -> None:
     task, _ = make()
-    label_ids = [task.labels[place].label_id for place in places]
+    label_ids = [task.labels[index].label_id for index in indices]
     assert task.parse(task.answer(label_ids)).labels == label_ids
 
 

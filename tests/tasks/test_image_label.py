@@ -49,12 +49,12 @@ def test_the_prompt_has_the_candidates_in_order_and_nothing_of_the_record() -> N
 
 
 def test_visible_fields_are_in_the_order_of_the_settings() -> None:
-    asked = skin(visible_fields=("age", "body_site", "height"), show_image=False)
-    assert asked.note(RECORD) == "age: 45.0; body site: back"
-    assert asked.prompt(RECORD)[-1].content.startswith("age: 45.0; body site: back\n\nWhich skin lesion")
+    task = skin(visible_fields=("age", "body_site", "height"), show_image=False)
+    assert task.note(RECORD) == "age: 45.0; body site: back"
+    assert task.prompt(RECORD)[-1].content.startswith("age: 45.0; body site: back\n\nWhich skin lesion")
     bare = Record(record_id="r", group_id="g")
-    assert asked.note(bare) == ""
-    assert asked.prompt(bare)[-1].content.startswith("Which skin lesion is this?\nCandidates:")
+    assert task.note(bare) == ""
+    assert task.prompt(bare)[-1].content.startswith("Which skin lesion is this?\nCandidates:")
 
 
 def test_tissues_are_those_of_the_paper_in_its_order() -> None:
@@ -94,8 +94,8 @@ def test_a_name_is_matched_with_labels_and_synonyms(line: str, label_id: str) ->
 def test_generic_words_distinguish_labels() -> None:
     names = (NamedLabel(label_id="a", name="disease"), NamedLabel(label_id="b", name="no disease"))
     config = ImageLabel(names=names)
-    asked = build_task(config, make_labels({"a": [], "b": []}, config), 2)
-    assert asked.parse("1. No disease\n2. Disease").labels == ["b", "a"]
+    task = build_task(config, make_labels({"a": [], "b": []}, config), 2)
+    assert task.parse("1. No disease\n2. Disease").labels == ["b", "a"]
 
 
 def test_a_malformed_answer_has_a_reason_and_no_labels() -> None:
@@ -125,14 +125,14 @@ def test_a_visible_field_leaks_if_it_names_the_label(
 
 
 def test_each_modality_can_be_ablated() -> None:
-    asked = skin()
-    gone = asked.ablate(RECORD, "image")
-    assert (gone.image_uri, gone.text, gone.fields) == (None, RECORD.text, RECORD.fields)
-    assert asked.ablate(RECORD, "text").text is None
-    gone = asked.ablate(RECORD, "fields")
-    assert (gone.fields, gone.phenotypes, gone.image_uri) == ({}, [], RECORD.image_uri)
+    task = skin()
+    ablated = task.ablate(RECORD, "image")
+    assert (ablated.image_uri, ablated.text, ablated.fields) == (None, RECORD.text, RECORD.fields)
+    assert task.ablate(RECORD, "text").text is None
+    ablated = task.ablate(RECORD, "fields")
+    assert (ablated.fields, ablated.phenotypes, ablated.image_uri) == ({}, [], RECORD.image_uri)
     with pytest.raises(ValueError, match="expected one of image, text, fields, got 'face'"):
-        asked.ablate(RECORD, "face")
+        task.ablate(RECORD, "face")
 
 
 def test_labels_are_those_of_the_records_in_the_order_of_the_names() -> None:
