@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTModel
 
-from mint_ray.images import Frame, Seen, read_images
+from mint_ray.images import Frame, Images, read_images
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 
@@ -54,10 +54,10 @@ class RandomEncoder:
         self.head = torch.nn.Linear(config.hidden_size, len(self.labels)).to(self.device)
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
-        return self.score_seen(records, read_images([record.image_uri for record in records], self.frame()))
+        return self.score_images(records, read_images([record.image_uri for record in records], self.frame()))
 
     @torch.inference_mode()
-    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
+    def score_images(self, records: Sequence[Record], images: Images) -> list[TeacherScores]:
         pixels = torch.from_numpy(np.stack([image for image in images if isinstance(image, np.ndarray)]))
         pixels_BCHW = pixels.to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         logits_BL = self.head(self.encoder(pixel_values=pixels_BCHW).last_hidden_state[:, 0])

@@ -1,4 +1,7 @@
-"""Who knows: models that score every candidate label of a record."""
+"""Teachers: models that score every candidate label of a record.
+
+Importing this loads no torch, transformers or scikit-learn; `build_teacher` loads what the kind of teacher needs.
+"""
 
 from __future__ import annotations
 
@@ -9,108 +12,136 @@ from typing import TYPE_CHECKING, Protocol, assert_never, runtime_checkable
 
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers.config import AnyTeacher, Clip, Ensemble, Fusion, Generative, Imported, Ontology, Table
+from mint_ray.teachers.inputs import teacher_inputs
 
 if TYPE_CHECKING:
-    from mint_ray.images import Frame, Seen
+    from mint_ray.images import Frame, Images
+
+__all__ = [
+    "Checkpointer",
+    "FitReport",
+    "ImageTeacher",
+    "ImportableTeacher",
+    "Teacher",
+    "TrainableTeacher",
+    "build_teacher",
+    "teacher_inputs",
+]
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What a teacher was made from, and what was left out, by reason."""
+    """Summary of fitting a teacher."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    """Number of records, labels and the like that the teacher was fitted on."""
     dropped: dict[str, int] = field(default_factory=dict)
+    """Number of records or rows that were left out, by reason."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """How good it is on the validation split, where it was judged."""
+    """Metrics of the teacher on the validation split, if it was evaluated."""
 
 
 class Teacher(Protocol):
-    """Ranks every label of the task for each record: `fit` or `load` first, then `score`.
+    """A model that ranks all labels of the task for each record. Call `fit` or `load` before `score`.
 
-    One that looks at images is a `Viewer` too.
+    It pickles with what it has learned, since workers receive it that way.
     """
 
-    def inputs(self) -> dict[str, str]:
-        """Identity of everything it reads beside the records. Raises UserError when something is missing."""
-
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
-        """Learn from the records of the training split; held-out ones only say what must not be used.
+        """Learn from the records of the training split.
 
-        An ensemble weighs its members on the validation split, when it is told to learn their weights.
+        Records of the validation split may choose hyperparameters, weights and a temperature. Of the test split only
+        what must be excluded, such as its publications, may be used.
         """
 
     def save(self, folder: Path) -> None:
-        """Write what was learned into an existing folder."""
+        """Write what was learned to an existing, empty folder."""
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
-        """One ranking per record, in order; the same record gets the same ranking in any batch."""
+        """Return one ranking per record, in order. The ranking of a record does not depend on the rest of the batch."""
 
 
 @runtime_checkable
-class Viewer(Protocol):
-    """A teacher whose images others may decode ahead of it, on processors that cost less than its own."""
+class ImageTeacher(Protocol):
+    """A teacher that can score images decoded by other workers, in addition to the methods of `Teacher`."""
 
     def frame(self) -> Frame | None:
-        """The form in which it wants them, known before `fit` and `load`; None if it was told to look at none."""
+        """Return the form of its images, known before `fit` and `load`; None if its settings exclude images."""
 
-    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
-        """As `score`, which reads the images itself; an image that cannot be read fails its record with that reason."""
+    def score_images(self, records: Sequence[Record], images: Images) -> list[TeacherScores]:
+        """Return the same rankings as `score`, from decoded images; an ImageError fails its record with its reason."""
 
 
-class Checkpoints(Protocol):
-    """Where training that may be cut off leaves its state, and finds it again."""
+class ImportableTeacher(Teacher, Protocol):
+    """A teacher written by a user and loaded by `kind: import`."""
 
-    def last(self) -> Path | None:
-        """Folder of the state that was left last; None at the start."""
+    def inputs(self) -> dict[str, str]:
+        """Return an identity (a version, a sha256) of everything it reads in addition to records and its own module.
 
-    def tell(self, done: int, whole: int) -> None:
-        """Called by every process while it reads records ahead of the first epoch: how many of its own."""
+        A changed identity fits the teacher again. Raises UserError if something is missing.
+        """
 
-    def keep(self, save: Callable[[Path], None], epoch: int, epochs: int, note: str) -> None:
-        """Called by every process after each epoch; `save` writes the state into a folder, of one process."""
+
+class Checkpointer(Protocol):
+    """Storage for the state of a training run that can be interrupted, and for its progress."""
+
+    def resume_from(self) -> Path | None:
+        """Return the folder of the last checkpoint; None to start from the beginning."""
+
+    def report_progress(self, done: int, total: int) -> None:
+        """Report the number of this process's records read ahead of the first epoch. Every process calls it."""
+
+    def save_checkpoint(self, save: Callable[[Path], None], epoch: int, num_epochs: int, message: str) -> None:
+        """Save a checkpoint after an epoch: rank 0 calls `save` with a folder. Every process calls this."""
 
 
 @runtime_checkable
-class Trainable(Protocol):
-    """A teacher that learns by gradient descent, in as many processes as torch.distributed has joined."""
+class TrainableTeacher(Protocol):
+    """A teacher trained by gradient descent, in one process or in several joined by torch.distributed."""
 
-    def train(self, labels: Sequence[Label], records: Sequence[Record], checkpoints: Checkpoints) -> FitReport:
-        """As `fit`, which does it in one go; every process gets all records and ends with the same teacher."""
+    def train(self, labels: Sequence[Label], records: Sequence[Record], checkpointer: Checkpointer) -> FitReport:
+        """Learn as `fit` does, with checkpoints. Every process gets all records and ends with the same weights."""
 
 
 def build_teacher(config: AnyTeacher) -> Teacher:
-    """The teacher that `config` describes, not yet fitted."""
+    """Return the teacher that `config` describes, not fitted. Loads no weights.
+
+    Raises:
+        UserError: The module, class or options of an `import` teacher are wrong.
+    """
+    teacher: Teacher
     match config:
         case Table():
             from mint_ray.teachers.table import TableTeacher
 
-            return TableTeacher(config)
+            teacher = TableTeacher(config)
         case Ontology():
             from mint_ray.teachers.ontology import OntologyTeacher
 
-            return OntologyTeacher(config)
+            teacher = OntologyTeacher(config)
         case Generative():
-            from mint_ray.teachers.generative import GenerativeTeacher, GenerativeViewer
+            from mint_ray.teachers.generative import build_generative
 
-            return GenerativeViewer(config) if config.shows_image else GenerativeTeacher(config)
+            teacher = build_generative(config)
         case Clip():
             from mint_ray.teachers.clip import ClipTeacher
 
-            return ClipTeacher(config)
+            teacher = ClipTeacher(config)
         case Fusion():
-            from mint_ray.teachers.fusion import FusionTeacher, FusionViewer
+            from mint_ray.teachers.fusion import build_fusion
 
-            return FusionViewer(config) if config.image or config.joint else FusionTeacher(config)
+            teacher = build_fusion(config)
         case Imported():
             from mint_ray.teachers.imported import build_imported
 
-            return build_imported(config)
+            teacher = build_imported(config)
         case Ensemble():
             from mint_ray.teachers.ensemble import EnsembleTeacher
 
-            return EnsembleTeacher(config)
+            teacher = EnsembleTeacher(config)
         case _:
             assert_never(config)
+    return teacher

@@ -1,174 +1,168 @@
-"""Settings of the teachers."""
+"""Settings of the teachers.
+
+Tested by tests/teachers/test_config.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mint_ray.config.loader import settings
 
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+"""Placeholder of a text template, such as `{text}` or `{fields.age}`."""
+
 
 @settings
 class Table:
-    """Scores that someone else made: one row per record and label."""
+    """Scores computed elsewhere, read from a file: one row per record and label."""
 
     kind: Literal["table"] = "table"
     uri: str
-    """Parquet, CSV or JSONL with the columns `record_id`, `label_id`, `score` (larger is better)."""
+    """Parquet, CSV or JSONL file with the columns `record_id`, `label_id`, `score` (higher is better)."""
 
 
 @settings
 class Ontology:
-    """Ranks labels by the semantic similarity of a patient's coded phenotypes to the annotated disease profiles."""
+    """Semantic similarity between a patient's coded phenotypes and the annotated disease profiles."""
 
     kind: Literal["ontology"] = "ontology"
     absent_weight: float = 0.1
-    """Weight of findings that were looked for and are absent although the disease would show them."""
-    unknown_frequency: float = 0.5
-    """Share of patients assumed where an annotation gives no frequency."""
+    """Weight of the penalty for excluded phenotypes that the disease would show."""
+    default_frequency: float = 0.5
+    """Share of patients (0 to 1) assumed for an annotation without a frequency."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"unknown_frequency": "default_frequency"}
 
     def __post_init__(self) -> None:
         if self.absent_weight < 0:
             raise ValueError(f"absent_weight must not be negative, got {self.absent_weight}")
-        if not 0 < self.unknown_frequency <= 1:
-            raise ValueError(f"unknown_frequency must lie in 0 to 1, got {self.unknown_frequency}")
-
-
-PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-"""What the prompt of a generative teacher has its gaps written as."""
+        if not 0 < self.default_frequency <= 1:
+            raise ValueError(f"default_frequency must be above 0 and at most 1, got {self.default_frequency}")
 
 
 @settings
 class Generative:
-    """A language model that is asked how likely each label's name is as the answer to a prompt."""
+    """A language model that scores each label's name by its likelihood as the answer to a prompt."""
 
     kind: Literal["generative"] = "generative"
     model_id: str
     """Folder of a causal language model in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
     revision: str | None = None
-    """Commit of a model of the Hub, all 40 digits, so that what was asked stays known; none for a folder."""
-    shows_image: bool = False
-    """Whether the record's image stands ahead of the prompt, for a model that takes both (LLaVA, Qwen-VL, Llama 3.2
-    Vision and others) with its processor. A record without an image is asked about by the prompt alone."""
+    """Commit of a model of the Hub, all 40 digits, so that the scores are reproducible; null for a folder."""
+    show_image: bool = False
+    """True to put the record's image ahead of the prompt, for a model that takes images and text (LLaVA, Qwen-VL,
+    Llama 3.2 Vision and others) with its processor. Records without an image are scored by the prompt alone."""
     prompt: str = (
-        "{text}\nFindings: {findings}.\nAbsent: {absent}.\n\nWhich disease is most likely? Answer with its name."
+        "{text}\nFindings: {phenotypes}.\nAbsent: {excluded_phenotypes}.\n\n"
+        "Which disease is most likely? Answer with its name."
     )
-    """What is asked. `{text}`, `{findings}` and `{absent}` (names of the coded findings) and `{fields.age}` (or any
-    other coded field) stand for what the record has, or for nothing; what is not named here, the model does not see."""
-    normalise: Literal["mean", "sum"] = "mean"
-    """The score is the log-probability of the name and the end behind it: its mean by token, or its sum, which
-    favours short names."""
+    """Prompt template. `{text}`, `{phenotypes}` and `{excluded_phenotypes}` (names of the coded phenotypes) and
+    `{fields.age}` (or another coded field) are replaced by the record's values, or by nothing if it has none. The model
+    reads only what the template names."""
+    length_normalization: Literal["mean", "sum"] = "mean"
+    """Score of a name: the mean of the log-probabilities of its tokens and the end token, or their sum, which favors
+    short names."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in."""
+    """Data type of the weights and the computation."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"shows_image": "show_image", "normalise": "length_normalization"}
 
     def __post_init__(self) -> None:
-        _check_template("prompt", self.prompt, may_be_plain=self.shows_image)
+        _check_template("prompt", self.prompt, may_be_plain=self.show_image)
         _check_revision(self.revision)
-
-
-def _check_template(name: str, template: str, *, may_be_plain: bool = False) -> None:
-    for gap in PLACEHOLDER.findall(template):
-        if gap not in ("text", "findings", "absent") and not re.fullmatch(r"fields\.\w+", gap):
-            raise ValueError(f"{name}: {{{gap}}} is no part of a record; known: text, findings, absent, fields.*")
-    if not (may_be_plain or PLACEHOLDER.search(template)):
-        raise ValueError(
-            f"{name}: holds nothing of the record; known: {{text}}, {{findings}}, {{absent}}, {{fields.*}}"
-        )
-
-
-def _check_revision(revision: str | None) -> None:
-    if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {revision!r}")
 
 
 @settings
 class Clip:
-    """A model of the CLIP family (CLIP, SigLIP, PLIP), which has one space for images and texts."""
+    """A model of the CLIP family (CLIP, SigLIP, PLIP), which embeds images and texts in one space."""
 
     kind: Literal["clip"] = "clip"
     model_id: str
     """Folder of the model in safetensors with its tokenizer and `preprocessor_config.json`, or its id on the Hugging
     Face Hub, such as `vinid/plip`."""
     revision: str | None = None
-    """Commit of a model of the Hub, all 40 digits, so that what was asked stays known; none for a folder."""
+    """Commit of a model of the Hub, all 40 digits, so that the scores are reproducible; null for a folder."""
     mode: Literal["zero_shot", "linear_probe"] = "zero_shot"
-    """`zero_shot`: how like an image is to the names of the labels; `linear_probe`: a logistic regression on what the
-    model makes of the training images, in which every label weighs the same."""
+    """`zero_shot`: cosine similarity between the image and the names of the labels; `linear_probe`: logistic regression
+    on the features of the training images, with balanced class weights."""
     templates: tuple[str, ...] = ("a photo of {}.",)
-    """What is said of an image that shows a label, `{}` its name; a label is the mean of its name and synonyms in all
-    of them. Of zero_shot."""
-    c: float | None = None
-    """How little the weights of a linear probe are held back, C of LIBLINEAR; null: chosen on the validation split."""
+    """Prompt templates of `zero_shot`, with `{}` for a name. The embedding of a label is the mean over its name and
+    synonyms in all templates."""
+    inverse_regularization: float | None = None
+    """Inverse regularization strength of the linear probe (C of scikit-learn's LogisticRegression); null: chosen on
+    the validation split."""
     text_template: str | None = None
-    """What is read of a record beside its image, as the prompt of `generative`, cut off where the model's text ends;
-    null: nothing."""
+    """Template of a text read in addition to the image, with the placeholders of the `generative` teacher's `prompt`.
+    It is truncated to the model's context length. Null: no text."""
     text_weight: float = 0.5
-    """Weight of what the text says, between 0 and 1, where there is an image too; a record that has one of the two is
-    judged by that."""
+    """Weight of the text's log-probabilities (0 to 1) for records with image and text; with one of them, that one is
+    used alone."""
     calibrate: bool = True
-    """Fit a temperature to the labels of the validation split, where there are any."""
+    """True to fit a temperature on the labels of the validation split, if there are any."""
     max_bytes: int = 32_000_000
-    """Largest image file."""
+    """Maximum size of an image file, in bytes."""
     max_pixels: int = 64_000_000
-    """Largest height times width of an image."""
+    """Maximum height times width of an image."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in."""
+    """Data type of the weights and the computation."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"c": "inverse_regularization"}
 
     def __post_init__(self) -> None:
         if not self.templates:
-            raise ValueError("templates must be one or more, got none")
+            raise ValueError("templates must not be empty")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ValueError(f"templates: expected one {{}} for the label's name, got {template!r}")
         if self.text_template is not None:
             _check_template("text_template", self.text_template)
         if not 0 < self.text_weight < 1:
-            raise ValueError(f"text_weight must lie between 0 and 1, got {self.text_weight}")
-        if self.c is not None and not 0 < self.c < math.inf:
-            raise ValueError(f"c must be positive and finite, got {self.c}")
-        for name in ("max_bytes", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            raise ValueError(f"text_weight must be between 0 and 1, got {self.text_weight}")
+        if self.inverse_regularization is not None and not 0 < self.inverse_regularization < math.inf:
+            raise ValueError(f"inverse_regularization must be positive and finite, got {self.inverse_regularization}")
+        _check_positive(self, "max_bytes", "max_pixels")
         _check_revision(self.revision)
 
 
 @settings
-class TwoTowers:
-    """A model of the CLIP family that tells how like an image and a text are, and teaches nobody."""
+class TwoTower:
+    """A two-tower model of the CLIP family as an encoder of images and texts; not a teacher."""
 
     model_id: str
-    """Folder of the model, or its id on the Hugging Face Hub, as that of a `clip` teacher."""
+    """Folder of the model, or its id on the Hugging Face Hub, as for the `clip` teacher."""
     revision: str | None = None
-    """Commit of a model of the Hub, all 40 digits; none for a folder."""
+    """Commit of a model of the Hub, all 40 digits; null for a folder."""
     max_bytes: int = 32_000_000
-    """Largest image file."""
+    """Maximum size of an image file, in bytes."""
     max_pixels: int = 64_000_000
-    """Largest height times width of an image."""
+    """Maximum height times width of an image."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in."""
+    """Data type of the weights and the computation."""
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        _check_positive(self, "max_bytes", "max_pixels")
         _check_revision(self.revision)
 
 
 @settings
 class LanguageBlock:
-    """One frozen transformer block of a language model between an image encoder's tokens and what is made of them
-    (arXiv 2403.17343), with a linear layer that is trained ahead of it and one behind it."""
+    """A frozen transformer block of a language model, applied to an image encoder's tokens (arXiv 2403.17343).
+
+    A trained linear layer precedes it, another follows it.
+    """
 
     model_id: str
     """Folder of a Llama-like causal language model in safetensors, or its id on the Hugging Face Hub."""
     revision: str | None = None
-    """Commit of a model of the Hub."""
+    """Commit of a model of the Hub, all 40 digits."""
     layer: int = -1
-    """Which block, from 0; negative numbers count from the last."""
+    """Index of the block, from 0; negative numbers count from the last."""
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
@@ -176,185 +170,199 @@ class LanguageBlock:
 
 @settings
 class Augmentation:
-    """How the images are varied in training; what changes what an image means must be turned off."""
+    """Random transformations of the training images; turn off any that changes the label of an image."""
 
-    flip: bool = True
-    """Mirror half of them."""
-    turn: bool = True
-    """Turn them by 0, 90, 180 or 270 degrees."""
-    crop: float = 0.8
-    """Least share of the side that is seen; 1 shows all of it."""
-    colour: float = 0.1
-    """Largest relative change of brightness, contrast and saturation; 0 for none."""
+    horizontal_flip: bool = True
+    """True to mirror half of the images."""
+    rotate90: bool = True
+    """True to rotate by 0, 90, 180 or 270 degrees."""
+    min_crop_scale: float = 0.8
+    """Minimum side of a random crop, as a share of the image's side; 1 disables cropping."""
+    color_jitter: float = 0.1
+    """Maximum relative change of brightness, contrast and saturation; 0 disables it."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {
+        "flip": "horizontal_flip",
+        "turn": "rotate90",
+        "crop": "min_crop_scale",
+        "colour": "color_jitter",
+    }
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"crop must lie above 0 and at most at 1, got {self.crop}")
-        if not 0 <= self.colour < 1:
-            raise ValueError(f"colour must be at least 0 and below 1, got {self.colour}")
-
-
-def _check_train(train: str) -> None:
-    if not re.fullmatch(r"frozen|all|last:[1-9]\d*", train):
-        raise ValueError(f"train must be frozen, all or last:N, got {train!r}")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"min_crop_scale must be above 0 and at most 1, got {self.min_crop_scale}")
+        if not 0 <= self.color_jitter < 1:
+            raise ValueError(f"color_jitter must be at least 0 and below 1, got {self.color_jitter}")
 
 
 @settings
 class FusionImage:
-    """The image of a record, through a vision encoder."""
+    """Image encoder of a fusion teacher."""
 
     model_id: str = "bundled:efficientnet-lite0"
-    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel reads: a ViT, the
+    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel loads: a ViT, the
     vision tower of a CLIP, a convolutional network."""
     revision: str | None = None
     """Commit of a model of the Hub, all 40 digits."""
-    pooling: Literal["mean", "first", "model"] = "mean"
-    """What is made of its tokens: their mean, the first, or what the model itself makes of them."""
-    train: str = "frozen"
-    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
-    copies: int = 8
-    """Times that a frozen encoder looks at each training image: once as it is, and varied the other times."""
+    pooling: Literal["mean", "cls", "pooler"] = "mean"
+    """Pooling of the encoder's tokens: their mean, the first (CLS) token, or the model's own `pooler_output`."""
+    trainable: str = "frozen"
+    """Weights of the encoder that are trained: none (`frozen`), the last N blocks (`last:N`), or `all`."""
+    num_augmentations: int = 8
+    """Versions of each training image whose features are cached if the encoder is frozen: the original and
+    `num_augmentations - 1` augmented ones. A trained encoder gets a new augmentation in every epoch."""
     augmentation: Augmentation = Augmentation()
     language_block: LanguageBlock | None = None
-    """A frozen block of a language model behind the encoder; null: none."""
+    """A frozen block of a language model on top of the encoder; null: none."""
     max_bytes: int = 32_000_000
-    """Largest file."""
+    """Maximum size of an image file, in bytes."""
     max_pixels: int = 64_000_000
-    """Largest height times width."""
+    """Maximum height times width of an image."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"train": "trainable", "copies": "num_augmentations"}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
-        _check_train(self.train)
-        if self.copies < 1:
-            raise ValueError(f"copies must be positive, got {self.copies}")
+        _check_trainable(self.trainable)
+        _check_positive(self, "num_augmentations", "max_bytes", "max_pixels")
 
 
 @settings
 class FusionText:
-    """What is written of a record, through a text encoder."""
+    """Text encoder of a fusion teacher."""
 
     model_id: str = "bundled:all-minilm-l6-v2"
-    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel reads."""
+    """A bundled encoder, a folder, or a model of the Hugging Face Hub that transformers' AutoModel loads."""
     revision: str | None = None
     """Commit of a model of the Hub, all 40 digits."""
     template: str = "{text}"
-    """What the encoder reads, as the prompt of `generative`."""
+    """Template of the text, with the placeholders of the `generative` teacher's `prompt`."""
     max_length: int = 256
-    """Tokens read; what is longer is cut off."""
-    pooling: Literal["mean", "first"] = "mean"
-    """What is made of its tokens: their mean, or the first."""
-    train: str = "frozen"
-    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
+    """Maximum number of tokens; longer texts are truncated."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """Pooling of the encoder's tokens: their mean, or the first (CLS) token."""
+    trainable: str = "frozen"
+    """Weights of the encoder that are trained: none (`frozen`), the last N blocks (`last:N`), or `all`."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"train": "trainable"}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
-        _check_train(self.train)
+        _check_trainable(self.trainable)
         _check_template("template", self.template)
 
 
 @settings
 class FusionJoint:
-    """Image and text through one encoder that attends across them, such as ViLT (GestaltMML: dandelin/vilt-b32-mlm)."""
+    """Encoder that attends across image and text, such as ViLT (GestaltMML: dandelin/vilt-b32-mlm)."""
 
     model_id: str
     """Folder of a ViLT in safetensors with its tokenizer, or its id on the Hugging Face Hub."""
     revision: str | None = None
     """Commit of a model of the Hub, all 40 digits."""
     template: str = "{text}"
-    """What it reads, as the prompt of `generative`."""
+    """Template of the text, with the placeholders of the `generative` teacher's `prompt`."""
     max_length: int = 40
-    """Tokens read; what is longer is cut off."""
-    train: str = "all"
-    """Which of its weights learn: `frozen`, `last:N` blocks, or `all`."""
-    copies: int = 8
-    """As of `image`."""
+    """Maximum number of tokens; longer texts are truncated."""
+    trainable: str = "all"
+    """Weights of the encoder that are trained: none (`frozen`), the last N blocks (`last:N`), or `all`."""
+    num_augmentations: int = 8
+    """Versions of each training image, as for `image`."""
     augmentation: Augmentation = Augmentation()
     max_bytes: int = 32_000_000
-    """Largest file."""
+    """Maximum size of an image file, in bytes."""
     max_pixels: int = 64_000_000
-    """Largest height times width."""
+    """Maximum height times width of an image."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"train": "trainable", "copies": "num_augmentations"}
 
     def __post_init__(self) -> None:
         _check_revision(self.revision)
-        _check_train(self.train)
+        _check_trainable(self.trainable)
         _check_template("template", self.template)
+        _check_positive(self, "num_augmentations", "max_bytes", "max_pixels")
 
 
 @settings
 class Fusion:
-    """A network over whatever a record has, image, text, coded fields and coded findings, trained on known labels."""
+    """A network over the image, text, coded fields and coded phenotypes of a record, trained on known labels."""
 
     kind: Literal["fusion"] = "fusion"
     image: FusionImage | None = None
-    """How the image is read; null: it is not."""
+    """Image encoder; null: the image is not read."""
     text: FusionText | None = None
-    """How what is written of the record is read; null: it is not."""
+    """Text encoder; null: the text is not read."""
     joint: FusionJoint | None = None
-    """In place of `image` and `text`."""
+    """Joint encoder of image and text, in place of `image` and `text`; null: none."""
     fields: dict[str, Literal["number", "duration", "category"]] = dataclasses.field(default_factory=dict)
-    """Coded fields to read, and how: a number, an ISO 8601 duration such as `P4Y`, a word of a vocabulary. Leave out
-    what gives the label away, such as the gene of a genetic disease."""
-    findings: bool = False
-    """Whether coded phenotypes are read, each with all that it is a kind of."""
+    """Coded fields to read and their types: a number, an ISO 8601 duration such as `P4Y`, or a category. Leave out
+    fields that give the label away, such as the gene of a genetic disease."""
+    phenotypes: bool = False
+    """True to read the coded phenotypes, each with all its ancestors in the ontology."""
     fusion: Literal["concat", "gated", "attention"] = "concat"
-    """How the parts become one: side by side, as a mean whose weights they decide, or by attending to each other."""
-    width: int = 256
-    """Numbers that each part is projected to."""
+    """Fusion of the modalities: concatenation, a mean with learned weights, or attention."""
+    hidden_size: int = 256
+    """Size of the projection of each modality."""
     dropout: float = 0.5
-    """Share of the fused numbers dropped while it learns."""
+    """Share of the fused features that is dropped during training."""
     modality_dropout: float = 0.3
-    """Share of the parts hidden while it learns, so that it can answer from any of them."""
-    finding_dropout: float = 0.3
-    """Share of a record's findings hidden while it learns."""
+    """Share of the modalities that is hidden during training, so that the teacher can answer from any of them."""
+    phenotype_dropout: float = 0.3
+    """Share of a record's phenotypes that is hidden during training."""
     class_balanced: bool = False
-    """Whether each label weighs the same, however many records it has."""
+    """True to give each label the same weight in the loss, whatever its number of records."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all labels."""
+    """Share of the target probability that is spread over all labels."""
     learning_rate: float = 1e-3
-    """Of everything but the encoders."""
+    """Peak learning rate of all weights except those of the encoders."""
     encoder_learning_rate: float = 1e-4
-    """Of the weights of encoders that learn."""
+    """Peak learning rate of the encoders' trainable weights."""
     weight_decay: float = 0.01
-    """Of AdamW."""
-    epochs: int = 40
-    """Most passes over the training split."""
-    patience: int = 8
-    """Passes without a lower validation loss after which it stops."""
-    batch_size: int = 64
-    """Records of one step, on all workers together."""
+    """Weight decay of AdamW."""
+    num_train_epochs: int = 40
+    """Maximum number of passes over the training split."""
+    early_stopping_patience: int = 8
+    """Epochs without a lower validation loss after which training stops."""
+    train_batch_size: int = 64
+    """Records per optimizer step, over all workers."""
     max_bad_share: float = 0.05
-    """Share (0 to 1) of the labelled records whose image cannot be read above which fitting stops."""
+    """Maximum share (0 to 1) of labelled records whose image cannot be read; above it fitting stops."""
     seed: int = 0
-    """Of the first weights, and of all that is drawn while it learns."""
+    """Seed of the initial weights and of all random draws during training."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {
+        "findings": "phenotypes",
+        "width": "hidden_size",
+        "finding_dropout": "phenotype_dropout",
+        "epochs": "num_train_epochs",
+        "patience": "early_stopping_patience",
+        "batch_size": "train_batch_size",
+    }
 
     def __post_init__(self) -> None:
-        if not (self.image or self.text or self.joint or self.fields or self.findings):
-            raise ValueError("it is to read nothing; give image, text, joint, fields or findings")
+        if not (self.image or self.text or self.joint or self.fields or self.phenotypes):
+            raise ValueError("no input; give image, text, joint, fields or phenotypes")
         if self.joint and (self.image or self.text):
-            raise ValueError("joint reads image and text itself; leave those two out")
-        for name in ("width", "epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("dropout", "modality_dropout", "finding_dropout", "label_smoothing"):
+            raise ValueError("joint reads image and text itself; leave out image and text")
+        _check_positive(self, "hidden_size", "num_train_epochs", "early_stopping_patience", "train_batch_size")
+        _check_positive(self, "learning_rate", "encoder_learning_rate")
+        for name in ("dropout", "modality_dropout", "phenotype_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "encoder_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must lie in 0 to 1, got {self.max_bad_share}")
+            raise ValueError(f"max_bad_share must be between 0 and 1, got {self.max_bad_share}")
 
 
 @settings
 class Imported:
-    """A teacher from a module of yours. Its code runs in every process that fits or asks it."""
+    """A teacher from a module of yours. Its code runs in every process that fits or scores with it."""
 
     kind: Literal["import"] = "import"
     path: str
-    """`package.module:Class`; the module must be installed or on PYTHONPATH, on every machine of the cluster. The class
-    has the methods of `mint_ray.teachers.Teacher`."""
+    """`package.module:Class`; the module must be installed or on PYTHONPATH on every node of the cluster. The class
+    implements `mint_ray.teachers.ImportableTeacher`."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of the class; what is secret belongs in the environment, for every manifest repeats them."""
+    """Keyword arguments of the class. Every manifest repeats them, so pass secrets in the environment instead."""
 
     def __post_init__(self) -> None:
         module, colon, name = self.path.partition(":")
@@ -367,13 +375,13 @@ class Member:
     """One teacher of an ensemble."""
 
     teacher: AnyTeacher
-    """Its own settings."""
+    """Settings of the teacher."""
     weight: float | None = None
-    """Its weight beside the others'; null: 1, and with learned weights there is nothing else."""
+    """Weight relative to the other members; null: 1. Must be null if the ensemble learns its weights."""
     temperature: float = 1.0
-    """Its scores are divided by this ahead of the softmax: below 1 sharpens, above 1 flattens."""
+    """Divisor of the scores ahead of the softmax: below 1 sharpens, above 1 flattens."""
     labels: tuple[str, ...] = ()
-    """Ids of the task's labels that it is asked for; empty: all."""
+    """Ids of the task's labels that this member scores; empty: all."""
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < math.inf:
@@ -384,19 +392,47 @@ class Member:
 
 @settings
 class Ensemble:
-    """Several teachers as one: the weighted mean of their softmax-normalised scores."""
+    """An ensemble of teachers: the weighted mean of their softmax-normalized scores."""
 
     kind: Literal["ensemble"] = "ensemble"
     members: tuple[Member, ...]
-    """At least two."""
+    """Teachers of the ensemble, two or more."""
     weights: Literal["given", "learned"] = "given"
-    """`learned`: those under which the true labels of the validation split are most likely."""
+    """`given`: the members' `weight`; `learned`: the weights of maximum likelihood on the validation split."""
 
     def __post_init__(self) -> None:
         if len(self.members) < 2:
             raise ValueError(f"members must be two or more, got {len(self.members)}")
         if self.weights == "learned" and any(member.weight is not None for member in self.members):
-            raise ValueError("weights are to be learned, yet a member is given one")
+            raise ValueError("weights: learned, but a member has a weight; leave it out")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+
+
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise ValueError(f"revision must be a commit of 40 hexadecimal digits, got {revision!r}")
+
+
+def _check_template(name: str, template: str, *, may_be_plain: bool = False) -> None:
+    known = "{text}, {phenotypes}, {excluded_phenotypes}, {fields.NAME}"
+    renamed = {"findings": "phenotypes", "absent": "excluded_phenotypes"}
+    for placeholder in PLACEHOLDER.findall(template):
+        if placeholder in ("text", "phenotypes", "excluded_phenotypes") or re.fullmatch(r"fields\.\w+", placeholder):
+            continue
+        hint = f"did you mean {{{renamed[placeholder]}}}?" if placeholder in renamed else f"known: {known}"
+        raise ValueError(f"{name}: unknown placeholder {{{placeholder}}}; {hint}")
+    if not (may_be_plain or PLACEHOLDER.search(template)):
+        raise ValueError(f"{name}: no placeholder for a part of the record; known: {known}")
+
+
+def _check_trainable(trainable: str) -> None:
+    if not re.fullmatch(r"frozen|all|last:[1-9]\d*", trainable):
+        raise ValueError(f"trainable must be frozen, all or last:N, got {trainable!r}")
 
 
 AnyTeacher = Annotated[Table | Ontology | Generative | Clip | Fusion | Imported | Ensemble, Field(discriminator="kind")]

@@ -1,11 +1,12 @@
-"""Several teachers as one: a weighted mean of their probabilities, whatever their size and the labels they know.
+"""An ensemble of teachers: a weighted mean of their probabilities, whatever their size and the labels they know.
 
-That an ensemble of models of differing size teaches better than one of them: MIND (arXiv 2502.01158). The combination
-is the linear opinion pool; weights are learned by maximum likelihood, which is what EM does for mixture proportions.
+Ensembles of models of different size teach better than one of them: MIND (arXiv 2502.01158). The combination is the
+linear opinion pool; weights are learned by maximum likelihood, as EM does for mixture proportions.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -17,39 +18,37 @@ from scipy.optimize import minimize
 from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport, Teacher, build_teacher
+from mint_ray.teachers.calibration import Floats
 from mint_ray.teachers.config import Ensemble
+from mint_ray.teachers.inputs import member_names
+from mint_ray.teachers.rankings import failed_ranking, rank_labels
 
 logger = logging.getLogger("mint_ray")
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-
-LEAST_WEIGHT = 1e-6
-"""Of a learned weight: where a member answers alone, it is to count, however little it does beside others."""
-TINY = 1e-300
-"""Least probability that a logarithm is taken of."""
+MIN_WEIGHT = 1e-6
+"""Minimum of a learned weight: a member that answers alone must count, even if it adds nothing to the others."""
+MIN_PROBABILITY = 1e-300
+"""Minimum probability that a logarithm is computed of."""
 
 
 class EnsembleTeacher:
-    """Scores are probabilities that sum to 1 over the task's labels; `agreement` says how united the members are."""
+    """Teacher whose scores are probabilities that sum to 1 over the task's labels.
+
+    `agreement` of a row is the share of members that rank the same label first.
+    """
 
     def __init__(self, config: Ensemble) -> None:
         self.config = config
         self.members: list[Teacher] = [build_teacher(member.teacher) for member in config.members]
-        self.names = [f"{member.teacher.kind} {number}" for number, member in enumerate(config.members, start=1)]
+        self.names = member_names(config)
         self.labels: list[str] = []
-        self.weights_M = _shares(np.array([member.weight or 1.0 for member in config.members]))
-
-    def inputs(self) -> dict[str, str]:
-        return {
-            f"{name}: {key}": identity
-            for name, member in zip(self.names, self.members, strict=True)
-            for key, identity in member.inputs().items()
-        }
+        self.weights_M = _normalize(np.array([member.weight or 1.0 for member in config.members]))
 
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
-        """Fit every member to the labels it is asked for; then, if told so, learn the weights on the validation split.
+        """Fit every member to its labels; with `weights: learned` learn the weights on the validation split.
 
-        Raises UserError for a label that the task lacks, or when no validation record can weigh the members.
+        Raises:
+            UserError: A member names a label that the task lacks, or no validation record can be scored.
         """
         self.labels = [label.label_id for label in labels]
         counts: dict[str, int] = {}
@@ -65,113 +64,112 @@ class EnsembleTeacher:
             counts |= {f"{name}: {key}": count for key, count in report.counts.items()}
             dropped |= {f"{name}: {key}": count for key, count in report.dropped.items()}
         if self.config.weights == "learned":
-            truth_RM = self._truth(records)
-            self.weights_M = learn_weights(truth_RM)
-            counts["records_weighed"] = len(truth_RM)
-        told = zip(self.names, self.weights_M, strict=True)
-        logger.info("ensemble: weights %s", ", ".join(f"{name} {weight:.3f}" for name, weight in told))
+            probability_RM = self._label_probabilities(records)
+            self.weights_M = learn_weights(probability_RM)
+            counts["weight_records"] = len(probability_RM)
+        weights = zip(self.names, self.weights_M, strict=True)
+        logger.info("ensemble: weights %s", ", ".join(f"{name} {weight:.3f}" for name, weight in weights))
         return FitReport(counts=counts, dropped=dropped)
 
     def save(self, folder: Path) -> None:
+        """Write each member to a folder of its own, and labels and weights to `ensemble.json`."""
         for number, member in enumerate(self.members, start=1):
-            place = folder / f"member-{number}"
-            place.mkdir()
-            member.save(place)
+            member_folder = folder / f"member-{number}"
+            member_folder.mkdir()
+            member.save(member_folder)
         state = {"labels": self.labels, "members": self.names, "weights": self.weights_M.tolist()}
         (folder / "ensemble.json").write_text(json.dumps(state, indent=1))
 
     def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
         for number, member in enumerate(self.members, start=1):
             member.load(folder / f"member-{number}")
         state = json.loads((folder / "ensemble.json").read_text())
         self.labels, self.weights_M = state["labels"], np.array(state["weights"])
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
-        """A member that fails on a record is left out of it and named in `silent`; a record fails if all of them do."""
+        """Return one ranking per record, in order.
+
+        A member that fails on a record is left out and named in `silent`; a record fails if all members fail.
+        """
         by_member = [member.score(records) for member in self.members]
         return [self._combine(record, [rows[i] for rows in by_member]) for i, record in enumerate(records)]
 
     def _combine(self, record: Record, rows: list[TeacherScores]) -> TeacherScores:
-        heard = [m for m, row in enumerate(rows) if row.status == "ok"]
+        answered = [m for m, row in enumerate(rows) if row.status == "ok"]
         silent = [f"{self.names[m]}: {row.reason}" for m, row in enumerate(rows) if row.status == "failed"]
-        if not heard:
-            return TeacherScores(
-                record_id=record.record_id, split=record.split, teacher=self.config.kind,
-                labels=[], scores=[], status="failed", reason="every_member_failed", silent=silent,
-            )  # fmt: skip
-        weights_H = _shares(self.weights_M[heard])  # H members that are heard, L labels
-        probability_HL = np.stack([self._probabilities(m, rows[m]) for m in heard])
-        probability_L = (weights_H[:, None] * probability_HL).sum(axis=0)
-        order = np.argsort(-probability_L, kind="stable")
-        ranked = [self.labels[i] for i in order]
-        return TeacherScores(
-            record_id=record.record_id, split=record.split, teacher=self.config.kind,
-            labels=ranked, scores=[float(probability_L[i]) for i in order],
-            agreement=sum(rows[m].labels[0] == ranked[0] for m in heard) / len(heard), silent=silent,
-        )  # fmt: skip
+        if not answered:
+            failed = failed_ranking(record, self.config.kind, "every_member_failed")
+            return dataclasses.replace(failed, silent=silent)
+        weights_A = _normalize(self.weights_M[answered])  # A members that answered, L labels
+        probability_AL = np.stack([self._probabilities(m, rows[m]) for m in answered])
+        probability_L = (weights_A[:, None] * probability_AL).sum(axis=0)
+        ranking = rank_labels(record, self.config.kind, self.labels, probability_L)
+        agreement = sum(rows[m].labels[0] == ranking.labels[0] for m in answered) / len(answered)
+        return dataclasses.replace(ranking, agreement=agreement, silent=silent)
 
-    def _probabilities(self, m: int, row: TeacherScores) -> Array:
-        """What member `m` believes of every label: a softmax over those it ranks, an even share for each it does not.
+    def _probabilities(self, m: int, row: TeacherScores) -> Floats:
+        """Return member `m`'s probability of each label: a softmax over those it ranks, 1 / L for each other one.
 
-        A member that knows K of L labels gives K/L to those, so that knowing few makes nobody louder.
+        The K labels that a member ranks get K / L of the probability together, so that a member for a few labels does
+        not outweigh the others on them.
         """
         score_K = np.array(row.scores) / self.config.members[m].temperature
         odds_K = np.exp(score_K - score_K.max())
-        known = dict(zip(row.labels, odds_K / odds_K.sum() * (len(row.labels) / len(self.labels)), strict=True))
-        return np.array([known.get(label, 1 / len(self.labels)) for label in self.labels])
+        ranked = dict(zip(row.labels, odds_K / odds_K.sum() * (len(row.labels) / len(self.labels)), strict=True))
+        return np.array([ranked.get(label, 1 / len(self.labels)) for label in self.labels])
 
-    def _truth(self, records: Sequence[Record]) -> Array:
-        """Probability that each member gives to the true label of each validation record; NaN where it is silent."""
-        place = {label: i for i, label in enumerate(self.labels)}
-        judged = [record for record in records if record.split == "validation" and record.label_id in place]
-        by_member = [member.score(judged) for member in self.members]
-        truth_RM = np.array(
+    def _label_probabilities(self, records: Sequence[Record]) -> Floats:
+        """Return each member's probability of the true label of each validation record; NaN if it failed."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        validation = [record for record in records if record.split == "validation" and record.label_id in index]
+        by_member = [member.score(validation) for member in self.members]
+        probability_RM = np.array(
             [
                 [
-                    self._probabilities(m, rows[r])[place[record.label_id or ""]] if rows[r].status == "ok" else np.nan
+                    self._probabilities(m, rows[r])[index[record.label_id or ""]] if rows[r].status == "ok" else np.nan
                     for m, rows in enumerate(by_member)
                 ]
-                for r, record in enumerate(judged)
+                for r, record in enumerate(validation)
             ]
-        ).reshape(len(judged), len(self.members))
-        heard_RM: Array = truth_RM[~np.isnan(truth_RM).all(axis=1)]
-        if not len(heard_RM):
+        ).reshape(len(validation), len(self.members))
+        scored_RM: Floats = probability_RM[~np.isnan(probability_RM).all(axis=1)]
+        if not len(scored_RM):
             raise UserError(
-                "weights: learning them takes validation records with a known label that a member can score; there is "
-                "none"
+                "weights: learned requires validation records with a known label that a member can score; found none"
             )
-        return heard_RM
+        return scored_RM
 
 
-def learn_weights(truth_RM: Array) -> Array:
-    """The M weights, summing to 1, under which the truths of R records are most likely.
+def learn_weights(probability_RM: Floats) -> Floats:
+    """Return the M weights, which sum to 1, that maximize the likelihood of the true labels of R records.
 
-    `truth_RM` holds the probability that each member gives to the true label, NaN where it is silent; the weights of
-    those that are heard are then scaled to sum to 1, as in scoring. Sequential least squares from equal weights: the
-    same numbers give the same weights.
+    `probability_RM` is each member's probability of the true label, NaN if the member failed; the weights of the others
+    are then scaled to sum to 1, as in scoring. Sequential least squares programming from equal weights: the same input
+    gives the same weights.
     """
-    heard_RM = ~np.isnan(truth_RM)
-    truth_RM = np.where(heard_RM, truth_RM, 0.0)
-    members = truth_RM.shape[1]
+    answered_RM = ~np.isnan(probability_RM)
+    probability_RM = np.where(answered_RM, probability_RM, 0.0)
+    num_members = probability_RM.shape[1]
 
-    def loss(weights_M: Array) -> tuple[float, Array]:
-        mixed_R, heard_R = truth_RM @ weights_M, heard_RM @ weights_M
-        mixed_R = np.maximum(mixed_R, TINY)
-        slope_M = (heard_RM / heard_R[:, None] - truth_RM / mixed_R[:, None]).mean(axis=0)
-        return float(np.mean(np.log(heard_R) - np.log(mixed_R))), slope_M
+    def loss(weights_M: Floats) -> tuple[float, Floats]:
+        mixture_R, answered_R = probability_RM @ weights_M, answered_RM @ weights_M
+        mixture_R = np.maximum(mixture_R, MIN_PROBABILITY)
+        gradient_M = (answered_RM / answered_R[:, None] - probability_RM / mixture_R[:, None]).mean(axis=0)
+        return float(np.mean(np.log(answered_R) - np.log(mixture_R))), gradient_M
 
-    found = minimize(
+    result = minimize(
         loss,
-        np.full(members, 1 / members),
+        np.full(num_members, 1 / num_members),
         jac=True,
         method="SLSQP",
-        bounds=[(LEAST_WEIGHT, 1.0)] * members,
+        bounds=[(MIN_WEIGHT, 1.0)] * num_members,
         constraints={"type": "eq", "fun": lambda w: w.sum() - 1, "jac": np.ones_like},
         options={"ftol": 1e-12, "maxiter": 1000},
     )
-    return _shares(np.clip(found.x, LEAST_WEIGHT, 1.0))
+    return _normalize(np.clip(result.x, MIN_WEIGHT, 1.0))
 
 
-def _shares(weights: Array) -> Array:
-    shares: Array = weights / weights.sum()
-    return shares
+def _normalize(weights: Floats) -> Floats:
+    normalized: Floats = weights / weights.sum()
+    return normalized

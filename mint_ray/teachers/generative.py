@@ -1,8 +1,7 @@
-"""A language model as teacher: how likely it finds each label's name as the answer to what is known of a record.
+"""A language model as teacher: scores are likelihoods of the labels' names as the answer to a prompt about a record.
 
-All names stand behind one run of the prompt. An engine that scores prompts one by one would run it for every name:
-vLLM reads no cached prefix where it is asked for the prompt's log-probabilities (its V1 guide, "Prompt Logprobs with
-Prefix Caching").
+The prompt runs once for all names. An engine that scores prompts one by one would run it for every name: vLLM does not
+use its prefix cache for requests of prompt log-probabilities (its V1 guide, "Prompt Logprobs with Prefix Caching").
 """
 
 from __future__ import annotations
@@ -17,104 +16,105 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mint_ray.config.loader import UserError
-from mint_ray.images import Frame, ImageError, Pixels, Seen, read_images
-from mint_ray.layouts import Example, Image, Layout
+from mint_ray.images import Frame, ImageError, Images, Pixels, read_images
+from mint_ray.layouts import Example, ImageInputs, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.likelihood import completion_scores
-from mint_ray.models.architectures import model_class
-from mint_ray.models.pretrained import Place, identity_of, sees_images
-from mint_ray.models.vision_processor import FRAME, PROBE, Sight
+from mint_ray.models.architectures import auto_class
+from mint_ray.models.pretrained import PretrainedModel, resolve_model
+from mint_ray.models.vision_processor import FRAME, PROBE_IMAGE, VisionProcessor
 from mint_ray.records import Label, Message, Record, TeacherScores
 from mint_ray.teachers import FitReport
-from mint_ray.teachers.config import PLACEHOLDER, Generative
+from mint_ray.teachers.config import Generative
+from mint_ray.teachers.rankings import failed_ranking, rank_labels
+from mint_ray.teachers.templates import render_nonempty, render_template
 
 PROBE_PROMPT = "Which of these is the most likely?"
+"""Fixed prompt with which every worker chooses its layout."""
+
+
+def build_generative(config: Generative) -> GenerativeTeacher:
+    """Return the teacher; an `ImageTeacher` if it is shown images."""
+    return GenerativeImageTeacher(config) if config.show_image else GenerativeTeacher(config)
 
 
 class GenerativeTeacher:
-    """Weights are read when the first record is asked about, so that whoever fits the teacher need not hold them."""
+    """Teacher that reads text. Weights are loaded for the first record, so that the driver needs no memory for them."""
 
     def __init__(self, config: Generative) -> None:
         self.config = config
         self.labels: list[Label] = []
 
-    def inputs(self) -> dict[str, str]:
-        """The commit of a model of the Hub, or a sha256 over the files of a folder."""
-        return {"model": identity_of(self.config.model_id, self.config.revision)}
-
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
-        """Nothing is learned; the names are kept."""
+        """Store the labels; nothing is learned."""
         self.labels = list(labels)
         return FitReport(counts={"labels": len(labels)})
 
     def save(self, folder: Path) -> None:
+        """Write ids and names of the labels to `labels.json`."""
         names = [[label.label_id, label.name] for label in self.labels]
         (folder / "labels.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
         names = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
         self.labels = [Label(label_id=label_id, name=name) for label_id, name in names]
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
+        """Return one ranking per record, in order; a record fails with `empty_prompt` or `prompt_too_long`."""
         return [self._score(record) for record in records]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config, "labels": self.labels}  # weights are read again where it arrives
+        return {"config": self.config, "labels": self.labels}  # the receiving process loads the weights itself
 
     def _score(self, record: Record) -> TeacherScores:
-        prompt = write_prompt(self.config.prompt, record)
+        prompt = render_nonempty(self.config.prompt, record)
         if prompt is None:
-            return self._failed(record, "nothing_to_ask")
-        return self._ask(record, self._encode(prompt))
+            return failed_ranking(record, self.config.kind, "empty_prompt")
+        return self._rank(record, self._encode(prompt))
 
-    def _ask(self, record: Record, prompt_ids: list[int], image: Image | None = None) -> TeacherScores:
+    def _rank(self, record: Record, prompt_ids: list[int], image: ImageInputs | None = None) -> TeacherScores:
         limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt_ids) + max(map(len, self._names)) > limit:
-            return self._failed(record, "prompt_too_long")
+            return failed_ranking(record, self.config.kind, "prompt_too_long")
         scores = completion_scores(
             self._model,
             self._layout,
             prompt_ids,
             self._names,
-            normalise=self.config.normalise,
+            length_normalization=self.config.length_normalization,
             record_id=record.record_id,
             image=image,
         )
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])
-        return TeacherScores(
-            record_id=record.record_id, split=record.split, teacher=self.config.kind,
-            labels=[self.labels[i].label_id for i in order], scores=[scores[i] for i in order],
-        )  # fmt: skip
-
-    def _failed(self, record: Record, reason: str) -> TeacherScores:
-        return TeacherScores(
-            record_id=record.record_id, split=record.split, teacher=self.config.kind,
-            labels=[], scores=[], status="failed", reason=reason,
-        )  # fmt: skip
+        return rank_labels(record, self.config.kind, [label.label_id for label in self.labels], scores)
 
     def _encode(self, prompt: str) -> list[int]:
-        """As the model's chat template has a user ask it, or as plain text where it has none."""
+        """Return the prompt as a user message of the chat template, or as plain text if there is none."""
         if self._tokenizer.chat_template:
-            turns = [{"role": "user", "content": prompt}]
-            ids: list[int] = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+            messages = [{"role": "user", "content": prompt}]
+            ids: list[int] = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
             return ids
         return list(self._tokenizer(prompt)["input_ids"])
 
     @functools.cached_property
+    def _pretrained(self) -> PretrainedModel:
+        return resolve_model(self.config, "other")
+
+    @functools.cached_property
     def _tokenizer(self) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
-            self.config.model_id, revision=self.config.revision, trust_remote_code=False
+            self._pretrained.path, revision=self._pretrained.revision, trust_remote_code=False
         )
         if tokenizer.eos_token_id is None:
-            raise UserError(f"model_id: {self.config.model_id}: its tokenizer has no end token")
+            raise UserError(f"model_id: {self.config.model_id}: its tokenizer has no EOS token")
         return tokenizer
 
     @functools.cached_property
     def _names(self) -> list[list[int]]:
-        """Tokens of each label's name and the end: without it a name would be as likely as all that begin with it."""
+        """Tokens of each label's name and EOS; without EOS its score would include all names that begin with it."""
         return [
             [
-                *self._tokenizer(self._space + label.name, add_special_tokens=False)["input_ids"],
+                *self._tokenizer(self._separator + label.name, add_special_tokens=False)["input_ids"],
                 self._tokenizer.eos_token_id,
             ]
             for label in self.labels
@@ -122,9 +122,9 @@ class GenerativeTeacher:
 
     @functools.cached_property
     def _model(self) -> Any:
-        model = self._auto_class().from_pretrained(
-            self.config.model_id,
-            revision=self.config.revision,
+        model = self._auto_class.from_pretrained(
+            self._pretrained.path,
+            revision=self._pretrained.revision,
             trust_remote_code=False,
             use_safetensors=True,
             attn_implementation="sdpa",
@@ -134,106 +134,79 @@ class GenerativeTeacher:
 
     @functools.cached_property
     def _layout(self) -> Layout:
-        return choose_layout(self._model, [self._probe()])
+        return choose_layout(self._model, [self._build_probe()])
 
-    def _probe(self) -> Example:
-        # what every worker has alike, not the record that happens to come first
+    def _build_probe(self) -> Example:
+        # the same on every worker, not the record that happens to come first
         prompt_ids = self._encode(PROBE_PROMPT)
         return Example(record_id="probe", prompt_ids=prompt_ids, completions=self._names[:4], pairs=[])
 
     @property
-    def _space(self) -> str:
-        # a turn begins with the name; plain text goes on with it
+    def _separator(self) -> str:
+        # an assistant message begins with the name; plain text continues with it
         return "" if self._tokenizer.chat_template else " "
 
+    @property
     def _auto_class(self) -> Any:
         return AutoModelForCausalLM
 
 
-class GenerativeViewer(GenerativeTeacher):
-    """One that is shown the record's image ahead of the prompt."""
-
-    def inputs(self) -> dict[str, str]:
-        """As of one that reads. Raises UserError for a model in a folder that takes no images."""
-        found = super().inputs()
-        if Path(self.config.model_id).is_dir() and not sees_images(self._place):
-            raise UserError(f"model_id: {self.config.model_id} reads text alone, and shows_image is set")
-        return found
+class GenerativeImageTeacher(GenerativeTeacher):
+    """Teacher that is shown the record's image ahead of the prompt."""
 
     def frame(self) -> Frame:
+        """Return the form in which images are decoded."""
         return FRAME
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
-        return self.score_seen(records, read_images([record.image_uri for record in records], FRAME))
+        """Return one ranking per record, in order; a record also fails if its image cannot be read."""
+        return self.score_images(records, read_images([record.image_uri for record in records], FRAME))
 
-    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
-        return [self._score_seen(record, image) for record, image in zip(records, images, strict=True)]
+    def score_images(self, records: Sequence[Record], images: Images) -> list[TeacherScores]:
+        """Return one ranking per record, in order, from decoded images."""
+        return [self._score_image(record, image) for record, image in zip(records, images, strict=True)]
 
-    def _score_seen(self, record: Record, image: Pixels | ImageError | None) -> TeacherScores:
-        if isinstance(image, ImageError):
-            return self._failed(record, image.reason)
+    def _score_image(self, record: Record, image: Pixels | ImageError | None) -> TeacherScores:
         if image is None:
             return self._score(record)
         try:
-            view = self._sight.view(image, record.image_uri or record.record_id)
-            asked = [Message(role="user", content=fill_prompt(self.config.prompt, record))]
-            prompt_ids = self._sight.encode(asked, view)
+            if isinstance(image, ImageError):
+                raise image
+            processed = self._processor.process(image, record.image_uri or record.record_id)
+            messages = [Message(role="user", content=render_template(self.config.prompt, record))]
+            prompt_ids = self._processor.encode(messages, processed)
         except ImageError as error:
-            return self._failed(record, error.reason)
-        return self._ask(record, prompt_ids, view.image)
+            return failed_ranking(record, self.config.kind, error.reason)
+        return self._rank(record, prompt_ids, processed.inputs)
 
     def _encode(self, prompt: str) -> list[int]:
-        return self._sight.encode([Message(role="user", content=prompt)], None)
-
-    @property
-    def _place(self) -> Place:
-        return Place(model_id=self.config.model_id, path=self.config.model_id, revision=self.config.revision)
+        return self._processor.encode([Message(role="user", content=prompt)], None)
 
     @functools.cached_property
-    def _sight(self) -> Sight:
-        return Sight(self._place)
+    def _processor(self) -> VisionProcessor:
+        return VisionProcessor(self._pretrained)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
-        return self._sight.tokenizer
+        return self._processor.tokenizer
 
     @functools.cached_property
     def _layout(self) -> Layout:
-        probe = self._probe()
-        self._sight.check(self._model, probe)
+        probe = self._build_probe()
+        self._processor.check_features(self._model, probe)
         return choose_layout(self._model, [probe])
 
-    def _probe(self) -> Example:
-        view = self._sight.view(PROBE, "probe")
-        prompt_ids = self._sight.encode([Message(role="user", content=PROBE_PROMPT)], view)
+    def _build_probe(self) -> Example:
+        processed = self._processor.process(PROBE_IMAGE, "probe")
+        prompt_ids = self._processor.encode([Message(role="user", content=PROBE_PROMPT)], processed)
         return Example(
-            record_id="probe", prompt_ids=prompt_ids, completions=self._names[:4], pairs=[], image=view.image
+            record_id="probe", prompt_ids=prompt_ids, completions=self._names[:4], pairs=[], image=processed.inputs
         )
 
     @property
-    def _space(self) -> str:
+    def _separator(self) -> str:
         return ""
 
+    @property
     def _auto_class(self) -> Any:
-        return model_class(self._place)
-
-
-def write_prompt(template: str, record: Record) -> str | None:
-    """The template with its gaps filled from the record; None if the record has nothing for any of them."""
-    names = _parts(record)
-    return fill_prompt(template, record) if any(names.get(name) for name in PLACEHOLDER.findall(template)) else None
-
-
-def fill_prompt(template: str, record: Record) -> str:
-    """The template with its gaps filled from the record, with nothing where it has nothing."""
-    names = _parts(record)
-    return PLACEHOLDER.sub(lambda match: names.get(match[1], ""), template)
-
-
-def _parts(record: Record) -> dict[str, str]:
-    return {
-        "text": record.text or "",
-        "findings": ", ".join(item.label or item.id for item in record.phenotypes if not item.excluded),
-        "absent": ", ".join(item.label or item.id for item in record.phenotypes if item.excluded),
-        **{f"fields.{name}": value for name, value in record.fields.items()},
-    }
+        return auto_class(self._pretrained)

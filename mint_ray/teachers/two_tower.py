@@ -1,4 +1,7 @@
-"""The two towers of a CLIP-family model: images and texts as vectors of one space."""
+"""Two-tower encoder: a CLIP-family model that embeds images and texts as unit vectors of one space.
+
+Tested by tests/teachers/test_clip.py.
+"""
 
 from __future__ import annotations
 
@@ -9,121 +12,128 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from mint_ray.config.loader import UserError
-from mint_ray.images import Frame, Seen
-from mint_ray.teachers.config import Clip, TwoTowers
-from mint_ray.teachers.linear_probe import Array
+from mint_ray.images import Frame, Images
+from mint_ray.models.pretrained import PretrainedModel, resolve_model
+from mint_ray.teachers.config import Clip, TwoTower
+
+Floats = NDArray[np.float64]
 
 ROWS_PER_PASS = {"cpu": 1, "cuda": 64}
-"""Rows of every forward pass, the last one filled up: arithmetic that always has one shape gives a record the same
-vector in any company. On a CPU a single row keeps the cores as busy as many."""
+"""Rows of a forward pass by device; the last pass is padded. With a constant shape the embedding of a record does not
+depend on its batch. On a CPU one row keeps the cores as busy as many."""
 
 
 class TwoTowerEncoder:
-    """Embeds images and texts. Weights are read when the first of them is met."""
+    """Encoder of images and texts. Weights are loaded for the first of them."""
 
-    def __init__(self, config: Clip | TwoTowers) -> None:
+    def __init__(self, config: Clip | TwoTower) -> None:
         self.config = config
 
-    def look(self, images: Seen) -> Iterator[Array]:
-        """One vector of norm 1 for each image that could be read, in order."""
+    def encode_images(self, images: Images) -> Iterator[Floats]:
+        """Return a unit vector for each image that could be read, in order."""
         pixels = [image for image in images if isinstance(image, np.ndarray)]
         if not pixels:
             return iter(())
-        return self._encode(self._see, {"pixels": torch.from_numpy(np.stack(pixels))})
+        return self._encode(self._image_features, {"pixels": torch.from_numpy(np.stack(pixels))})
 
-    def read(self, texts: list[str]) -> Iterator[Array]:
-        """One vector of norm 1 for each text, cut off where the model's text ends."""
+    def encode_texts(self, texts: list[str]) -> Iterator[Floats]:
+        """Return a unit vector for each text, truncated to the model's context length."""
         if not texts:
             return iter(())
         limit = min(self._tokenizer.model_max_length, self._model.config.text_config.max_position_embeddings)
-        # all of one length, as SigLIP was trained; CLIP does not look behind the end
+        # all of one length, as SigLIP was trained; CLIP ignores what follows the end token
         tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
         return self._encode(self._model.get_text_features, dict(tokens))
 
     @property
     def frame(self) -> Frame:
-        """The form in which the model wants its images. Raises UserError for a form that is not square."""
-        return self._form.frame
+        """Form of the images. Raises UserError if they are not square."""
+        return self._transform.frame
 
     @functools.cached_property
-    def scale(self) -> float:
-        """What the model multiplies a cosine by, to make a logit of it."""
+    def logit_scale(self) -> float:
+        """Factor with which the model turns a cosine similarity into a logit."""
         return float(self._model.logit_scale.detach().double().exp())
 
-    def _see(self, pixels: torch.Tensor) -> Any:
-        return self._model.get_image_features(pixel_values=self._form.to_values(pixels).to(self._model.dtype))
+    def _image_features(self, pixels: torch.Tensor) -> Any:
+        return self._model.get_image_features(pixel_values=self._transform(pixels).to(self._model.dtype))
 
     @torch.inference_mode()
-    def _encode(self, embed: Callable[..., Any], columns: dict[str, torch.Tensor]) -> Iterator[Array]:
-        """One vector of norm 1 for each row of `columns`."""
+    def _encode(self, embed: Callable[..., Any], columns: dict[str, torch.Tensor]) -> Iterator[Floats]:
+        """Return a unit vector for each row of `columns`, the arguments of `embed`."""
         device = self._model.device
-        rows, size = len(next(iter(columns.values()))), ROWS_PER_PASS.get(device.type, 1)
+        num_rows, size = len(next(iter(columns.values()))), ROWS_PER_PASS.get(device.type, 1)
         passes = []
-        for start in range(0, rows, size):
-            part = {name: column[start : start + size] for name, column in columns.items()}
-            filled = {
+        for start in range(0, num_rows, size):
+            batch = {name: column[start : start + size] for name, column in columns.items()}
+            padded = {
                 name: torch.cat([column, column[-1:].expand(size - len(column), *column.shape[1:])]).to(device)
-                for name, column in part.items()
+                for name, column in batch.items()
             }
-            passes.append(embed(**filled).pooler_output[: min(size, rows - start)].float().cpu())
+            passes.append(embed(**padded).pooler_output[: min(size, num_rows - start)].float().cpu())
         features_ND = torch.cat(passes).double().numpy()
         return iter(features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True))
 
     @functools.cached_property
-    def _form(self) -> Form:
-        return read_form(
-            AutoImageProcessor.from_pretrained(
-                self.config.model_id, revision=self.config.revision, trust_remote_code=False, backend="pil"
-            ),
-            self.config,
+    def _pretrained(self) -> PretrainedModel:
+        return resolve_model(self.config, "other")
+
+    @functools.cached_property
+    def _transform(self) -> ImageTransform:
+        processor = AutoImageProcessor.from_pretrained(
+            self._pretrained.path, revision=self._pretrained.revision, trust_remote_code=False, backend="pil"
         )
+        return build_transform(processor, self.config)
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(
-            self.config.model_id, revision=self.config.revision, trust_remote_code=False
+            self._pretrained.path, revision=self._pretrained.revision, trust_remote_code=False
         )
 
     @functools.cached_property
     def _model(self) -> Any:
         model = AutoModel.from_pretrained(
-            self.config.model_id,
-            revision=self.config.revision,
+            self._pretrained.path,
+            revision=self._pretrained.revision,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=getattr(torch, self.config.dtype),
         )
-        for part in ("get_image_features", "get_text_features", "logit_scale"):
-            if not hasattr(model, part):
+        for attribute in ("get_image_features", "get_text_features", "logit_scale"):
+            if not hasattr(model, attribute):
                 kind = model.config.model_type
-                raise UserError(f"model_id: {self.config.model_id}: {kind} is no model of the CLIP family: no {part}")
+                raise UserError(
+                    f"model_id: {self.config.model_id}: {kind} is no model of the CLIP family: no {attribute}"
+                )
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
-    """How pixels become what the model was trained on."""
+class ImageTransform:
+    """Center crop, rescaling and normalization of decoded images, as the model was trained."""
 
     frame: Frame
-    shown: int
-    """Height and width that the model sees, the middle of the frame."""
-    rescale: float
+    crop_size: int
+    """Height and width of the center crop of the frame."""
+    rescale_factor: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def to_values(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
-        """Images of the frame's size as (N, 3, shown, shown)."""
-        edge = (self.frame.size - self.shown) // 2
-        middle = pixels_NHWC[:, edge : edge + self.shown, edge : edge + self.shown].float()
-        mean, std = (torch.tensor(values, device=middle.device) for values in (self.mean, self.std))
-        return ((middle * self.rescale - mean) / std).permute(0, 3, 1, 2)
+    def __call__(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        """Return images of the frame's size as (N, 3, crop_size, crop_size)."""
+        edge = (self.frame.size - self.crop_size) // 2
+        cropped = pixels_NHWC[:, edge : edge + self.crop_size, edge : edge + self.crop_size].float()
+        mean, std = (torch.tensor(values, device=cropped.device) for values in (self.mean, self.std))
+        return ((cropped * self.rescale_factor - mean) / std).permute(0, 3, 1, 2)
 
 
-def read_form(processor: Any, config: Clip | TwoTowers) -> Form:
-    """From the settings of the model's own image processor. Raises UserError for a form that is not square."""
+def build_transform(processor: Any, config: Clip | TwoTower) -> ImageTransform:
+    """Return the transform of the model's own image processor. Raises UserError if its images are not square."""
     size, crop = dict(processor.size), dict(processor.crop_size or {}) if processor.do_center_crop else {}
     edge = size.get("shortest_edge") or size.get("height")
     if edge is None or size.get("width", edge) != size.get("height", edge) or crop.get("width") != crop.get("height"):
@@ -134,11 +144,11 @@ def read_form(processor: Any, config: Clip | TwoTowers) -> Form:
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
     )
-    normalise = processor.do_normalize
-    return Form(
+    normalizes = processor.do_normalize
+    return ImageTransform(
         frame=frame,
-        shown=min(crop.get("height", edge), edge),
-        rescale=processor.rescale_factor if processor.do_rescale else 1.0,
-        mean=tuple(processor.image_mean) if normalise else (0.0,) * 3,
-        std=tuple(processor.image_std) if normalise else (1.0,) * 3,
+        crop_size=min(crop.get("height", edge), edge),
+        rescale_factor=processor.rescale_factor if processor.do_rescale else 1.0,
+        mean=tuple(processor.image_mean) if normalizes else (0.0,) * 3,
+        std=tuple(processor.image_std) if normalizes else (1.0,) * 3,
     )

@@ -18,7 +18,7 @@ from mint_ray.stages.fit import fit_teacher
 from mint_ray.teachers import Teacher, build_teacher
 from mint_ray.teachers.config import Fusion, FusionImage, Ontology
 from tests.encoders import SIZE, save_tiny_vit
-from tests.teachers.test_conformance import LABELS
+from tests.teachers.conformance import LABELS
 
 HALF = FitResources(num_workers=2, cpus_per_worker=0.5, max_failures=0)
 
@@ -71,8 +71,8 @@ def test_two_workers_make_the_teacher_that_one_process_makes(
 ) -> None:
     torch.set_num_threads(1)
     config = Fusion(
-        image=FusionImage(model_id=str(save_tiny_vit(tmp_path / "vit")), train="last:1"),
-        fields={"age": "number"}, findings=True, width=16, epochs=3, batch_size=7,
+        image=FusionImage(model_id=str(save_tiny_vit(tmp_path / "vit")), trainable="last:1"),
+        fields={"age": "number"}, phenotypes=True, hidden_size=16, num_train_epochs=3, train_batch_size=7,
     )  # fmt: skip
     prepared = save_records(tmp_path / "out", records, LABELS)
     artifact = fit_teacher(str(tmp_path / "out"), Fit(teacher=config, resources=HALF), prepared)
@@ -94,7 +94,7 @@ def test_a_teacher_is_trained_in_a_worker_and_its_epochs_are_told(
     ray_cluster: None, tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
 ) -> None:
     prepared = save_records(tmp_path / "out", records, LABELS)
-    config = Fusion(fields={"age": "number"}, findings=True, width=16, epochs=3, batch_size=7)
+    config = Fusion(fields={"age": "number"}, phenotypes=True, hidden_size=16, num_train_epochs=3, train_batch_size=7)
     with caplog.at_level("INFO"):
         artifact = fit_teacher(str(tmp_path / "out"), Fit(teacher=config, resources=HALF), prepared)
     assert artifact.is_complete

@@ -1,3 +1,5 @@
+"""An ensemble averages the members' probabilities; its weights maximize the likelihood of the validation split."""
+
 from __future__ import annotations
 
 import itertools
@@ -7,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mint_ray.config.loader import UserError, from_data
+from mint_ray.config.loader import UserError
 from mint_ray.records import Record, TeacherScores
+from mint_ray.teachers import teacher_inputs
 from mint_ray.teachers.config import Ensemble, Imported, Member, Table
 from mint_ray.teachers.ensemble import EnsembleTeacher, learn_weights
-from tests.teachers.test_conformance import LABELS, RECORDS
+from tests.teachers.conformance import LABELS, RECORDS
 
 IDS = [label.label_id for label in LABELS]
 
@@ -55,24 +58,24 @@ def test_agreement_is_the_share_of_members_with_the_same_first_label(tmp_path: P
     assert row.agreement == pytest.approx(2 / 3)
 
 
-def test_a_member_that_fails_on_a_record_is_left_out_of_it_and_named(tmp_path: Path) -> None:
+def test_a_member_that_fails_on_a_record_is_left_out_and_named(tmp_path: Path) -> None:
     one = table(tmp_path / "1.csv", {"r1": [2.0, 1, 0], "r2": [2.0, 1, 0]})
     two = table(tmp_path / "2.csv", {"r1": [0.0, 1, 2]})
     teacher = EnsembleTeacher(Ensemble(members=(Member(teacher=one, weight=0.1), Member(teacher=two))))
     teacher.fit(LABELS, RECORDS)
-    both, alone, nobody = teacher.score(RECORDS)
+    both, one_member, no_member = teacher.score(RECORDS)
     assert both.silent == []
-    assert (alone.status, alone.silent, alone.agreement) == ("ok", ["table 2: no_scores"], 1.0)
+    assert (one_member.status, one_member.silent, one_member.agreement) == ("ok", ["table 2: no_scores"], 1.0)
     odds = [math.exp(score) for score in (2, 1, 0)]
-    assert alone.scores == pytest.approx([odd / sum(odds) for odd in odds])
-    assert (nobody.status, nobody.reason, nobody.labels) == ("failed", "every_member_failed", [])
-    assert nobody.silent == ["table 1: no_scores", "table 2: no_scores"]
+    assert one_member.scores == pytest.approx([odd / sum(odds) for odd in odds])
+    assert (no_member.status, no_member.reason, no_member.labels) == ("failed", "every_member_failed", [])
+    assert no_member.silent == ["table 1: no_scores", "table 2: no_scores"]
 
 
-def test_a_label_that_a_member_does_not_know_keeps_an_even_share(tmp_path: Path) -> None:
-    few = Member(teacher=table(tmp_path / "1.csv", {"r1": [1.0, 0.0]}, IDS[:2]), labels=tuple(IDS[:2]))
-    every = Member(teacher=table(tmp_path / "2.csv", {"r1": [0.0, 0.0, 0.0]}))
-    teacher = EnsembleTeacher(Ensemble(members=(few, every)))
+def test_a_label_that_a_member_does_not_rank_gets_an_equal_share(tmp_path: Path) -> None:
+    two_labels = Member(teacher=table(tmp_path / "1.csv", {"r1": [1.0, 0.0]}, IDS[:2]), labels=tuple(IDS[:2]))
+    all_labels = Member(teacher=table(tmp_path / "2.csv", {"r1": [0.0, 0.0, 0.0]}))
+    teacher = EnsembleTeacher(Ensemble(members=(two_labels, all_labels)))
     teacher.fit(LABELS, RECORDS)
     found = by_label(teacher.score(RECORDS[:1])[0])
     share = math.e / (math.e + 1)
@@ -80,23 +83,23 @@ def test_a_label_that_a_member_does_not_know_keeps_an_even_share(tmp_path: Path)
     assert [found[label] for label in IDS] == pytest.approx(expected)
 
 
-def likelihood(truth_RM: np.ndarray, weights: tuple[float, ...]) -> float:
-    """Mean log-likelihood, record by record, without arrays of weights."""
+def likelihood(probability_RM: np.ndarray, weights: tuple[float, ...]) -> float:
+    """Mean log-likelihood, computed record by record."""
     total = 0.0
-    for row in truth_RM:
-        heard = [(weight, p) for weight, p in zip(weights, row, strict=True) if not math.isnan(p)]
-        total += math.log(sum(weight * p for weight, p in heard) / sum(weight for weight, _ in heard))
-    return total / len(truth_RM)
+    for row in probability_RM:
+        answered = [(weight, p) for weight, p in zip(weights, row, strict=True) if not math.isnan(p)]
+        total += math.log(sum(weight * p for weight, p in answered) / sum(weight for weight, _ in answered))
+    return total / len(probability_RM)
 
 
-@pytest.mark.parametrize("silent", [0.0, 0.3])
+@pytest.mark.parametrize("failure_rate", [0.0, 0.3])
 @pytest.mark.parametrize("seed", range(4))
-def test_learned_weights_are_as_likely_as_the_best_of_a_fine_grid(seed: int, silent: float) -> None:
+def test_learned_weights_are_at_least_as_likely_as_the_best_of_a_fine_grid(seed: int, failure_rate: float) -> None:
     rng = np.random.default_rng(seed)
-    truth_RM = rng.beta(*rng.uniform(0.3, 3, size=(2, 3)), size=(40, 3))
-    truth_RM[rng.random(truth_RM.shape) < silent] = np.nan
-    truth_RM = truth_RM[~np.isnan(truth_RM).all(axis=1)]
-    learned = learn_weights(truth_RM)
+    probability_RM = rng.beta(*rng.uniform(0.3, 3, size=(2, 3)), size=(40, 3))
+    probability_RM[rng.random(probability_RM.shape) < failure_rate] = np.nan
+    probability_RM = probability_RM[~np.isnan(probability_RM).all(axis=1)]
+    learned = learn_weights(probability_RM)
     assert learned.sum() == pytest.approx(1)
     assert (learned > 0).all()
     steps = 60
@@ -105,8 +108,11 @@ def test_learned_weights_are_as_likely_as_the_best_of_a_fine_grid(seed: int, sil
         for a, b in itertools.product(range(1, steps), repeat=2)
         if a + b < steps
     )
-    assert likelihood(truth_RM, tuple(learned)) >= max(likelihood(truth_RM, weights) for weights in grid) - 1e-6
-    assert (learn_weights(truth_RM) == learned).all()
+    assert (
+        likelihood(probability_RM, tuple(learned))
+        >= max(likelihood(probability_RM, weights) for weights in grid) - 1e-6
+    )
+    assert (learn_weights(probability_RM) == learned).all()
 
 
 def test_weights_are_learned_on_the_validation_split_alone(tmp_path: Path) -> None:
@@ -123,49 +129,33 @@ def test_weights_are_learned_on_the_validation_split_alone(tmp_path: Path) -> No
     teacher = EnsembleTeacher(Ensemble(members=members, weights="learned"))
     report = teacher.fit(LABELS, records)
     assert teacher.weights_M[0] > 0.999
-    assert report.counts["records_weighed"] == 10
+    assert report.counts["weight_records"] == 10
     assert report.counts["table 1: records_with_scores"] == len(records)
 
 
-def test_weights_cannot_be_learned_without_a_record_to_learn_from(tmp_path: Path) -> None:
+def test_weights_cannot_be_learned_without_validation_records(tmp_path: Path) -> None:
     member = Member(teacher=table(tmp_path / "1.csv", {"r1": [1.0, 0, 0]}))
     teacher = EnsembleTeacher(Ensemble(members=(member, member), weights="learned"))
-    with pytest.raises(UserError, match="learning them takes validation records"):
+    with pytest.raises(UserError, match="learned requires validation records"):
         teacher.fit(LABELS, RECORDS)
 
 
 def test_a_label_that_the_task_lacks_is_named(tmp_path: Path) -> None:
     member = Member(teacher=table(tmp_path / "1.csv", {"r1": [1.0, 0, 0]}))
-    odd = Member(teacher=member.teacher, labels=("OMIM:1",))
+    wrong = Member(teacher=member.teacher, labels=("OMIM:1",))
     with pytest.raises(UserError, match=r"members\.1\.labels: 'OMIM:1' is not one of the task's 3 labels"):
-        EnsembleTeacher(Ensemble(members=(member, odd))).fit(LABELS, RECORDS)
+        EnsembleTeacher(Ensemble(members=(member, wrong))).fit(LABELS, RECORDS)
 
 
-def test_members_can_be_ensembles_and_each_has_its_identity(tmp_path: Path) -> None:
+def test_members_can_be_ensembles_and_each_has_an_identity(tmp_path: Path) -> None:
     member = Member(teacher=table(tmp_path / "1.csv", {"r1": [1.0, 0, 0]}))
-    mine = Member(teacher=Imported(path="tests.teachers.longest:LongestName"))
-    nested = Ensemble(members=(Member(teacher=Ensemble(members=(member, mine))), mine))
+    user = Member(teacher=Imported(path="tests.teachers.longest_name:LongestNameTeacher"))
+    nested = Ensemble(members=(Member(teacher=Ensemble(members=(member, user))), user))
     teacher = EnsembleTeacher(nested)
-    assert sorted(teacher.inputs()) == [
+    assert sorted(teacher_inputs(nested)) == [
         "ensemble 1: import 2: module",
         "ensemble 1: table 1: scores",
         "import 2: module",
     ]
     teacher.fit(LABELS, RECORDS)
     assert teacher.score(RECORDS)[0].labels[0] == "OMIM:142900"
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        ({"members": [{"teacher": {"kind": "ontology"}}]}, "members must be two or more, got 1"),
-        ({"members": [{"teacher": {"kind": "ontology"}, "weight": 0}] * 2}, "weight must be positive and finite, got 0"),
-        ({"members": [{"teacher": {"kind": "ontology"}, "temperature": -1}] * 2}, "temperature must be positive"),
-        ({"members": [{"teacher": {"kind": "ontology"}, "weight": 1}] * 2, "weights": "learned"}, "yet a member is given one"),
-        ({"members": [{"teacher": {"kind": "ontolgy"}}] * 2}, "members.0.teacher.kind: got 'ontolgy'; did you mean 'ontology'?"),
-    ],
-)  # fmt: skip
-def test_settings_that_make_no_ensemble_are_named(data: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        from_data(Ensemble, data)
-    assert message in str(caught.value)

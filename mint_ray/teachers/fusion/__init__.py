@@ -1,5 +1,5 @@
-"""A network over image, text, coded fields and coded findings, any of which a record may lack."""
+"""A trained network over image, text, coded fields and coded phenotypes, any of which a record may lack."""
 
-from mint_ray.teachers.fusion.teacher import FusionTeacher, FusionViewer
+from mint_ray.teachers.fusion.teacher import FusionImageTeacher, FusionTeacher, build_fusion
 
-__all__ = ["FusionTeacher", "FusionViewer"]
+__all__ = ["FusionImageTeacher", "FusionTeacher", "build_fusion"]

@@ -1,4 +1,4 @@
-"""Bring bytes of pixels into the form that an encoder was trained on, varied while it learns."""
+"""Preprocessing of decoded images for an encoder, with random augmentation during training."""
 
 from __future__ import annotations
 
@@ -13,49 +13,57 @@ from mint_ray.teachers.config import Augmentation
 
 Tensor = torch.Tensor
 
-DRAWS = 8
-"""Numbers in [0, 1) that decide how one image is varied."""
+NUM_DRAWS = 8
+"""Uniform random numbers in [0, 1) that determine the augmentation of one image."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """The frame of an encoder's images, and the mean and deviation of each colour that they are scaled by."""
+class ImagePreprocessor:
+    """Form of an encoder's images, and mean and standard deviation of each color channel."""
 
     frame: Frame
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
-    def prepare(self, pixels: Tensor, draws: Tensor | None = None, how: Augmentation | None = None) -> Tensor:
-        """(B, size, size, 3) bytes to (B, 3, size, size) scaled numbers, varied by `draws` (B, DRAWS) if there are."""
+    def __call__(self, pixels: Tensor, draws: Tensor | None = None, augmentation: Augmentation | None = None) -> Tensor:
+        """Return (B, size, size, 3) bytes as (B, 3, size, size) normalized numbers, augmented if draws are given.
+
+        `draws` has shape (B, NUM_DRAWS).
+        """
         images = pixels.permute(0, 3, 1, 2).float() / 255
-        if draws is not None and how is not None:
-            images = vary(images, draws.to(images.device), how)
+        if draws is not None and augmentation is not None:
+            images = augment(images, draws.to(images.device), augmentation)
         mean = images.new_tensor(self.mean)[:, None, None]
-        deviation = images.new_tensor(self.deviation)[:, None, None]
-        return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+        std = images.new_tensor(self.std)[:, None, None]
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def vary(images: Tensor, draws: Tensor, how: Augmentation) -> Tensor:
-    """Images (B, 3, H, H) in [0, 1], each turned, mirrored, cropped and tinted as its own `draws` (B, DRAWS) say."""
-    flip, turn, scale, right, down, bright, contrast, colour = draws.unbind(dim=1)
-    mirror = 1 - 2 * (flip < 0.5).float() if how.flip else torch.ones_like(flip)
-    angle = torch.floor(turn * 4) * (math.pi / 2) if how.turn else torch.zeros_like(turn)
-    side = how.crop + (1 - how.crop) * scale
+def augment(images: Tensor, draws: Tensor, config: Augmentation) -> Tensor:
+    """Return images (B, 3, H, H) in [0, 1], each transformed as its own `draws` (B, NUM_DRAWS) determine.
+
+    Not torchvision's transforms: every process computes its share of the rows, so the random numbers of an image must
+    not depend on its batch.
+    """
+    flip, turn, scale, right, down, brightness, contrast, saturation = draws.unbind(dim=1)
+    mirror = 1 - 2 * (flip < 0.5).float() if config.horizontal_flip else torch.ones_like(flip)
+    angle = torch.floor(turn * 4) * (math.pi / 2) if config.rotate90 else torch.zeros_like(turn)
+    side = config.min_crop_scale + (1 - config.min_crop_scale) * scale
     cos, sin = torch.round(torch.cos(angle)), torch.round(torch.sin(angle))
-    # the window stays inside the image: its middle moves by at most what the crop leaves
+    # the crop stays inside the image: its center moves by at most what the crop leaves out
     x, y = (1 - side) * (2 * right - 1), (1 - side) * (2 * down - 1)
     rows = [
         torch.stack([mirror * side * cos, -side * sin, x], dim=1),
         torch.stack([mirror * side * sin, side * cos, y], dim=1),
     ]
     grid = functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    seen = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    if how.colour:
-        bright, contrast, colour = (
-            (1 + how.colour * (2 * draw - 1))[:, None, None, None] for draw in (bright, contrast, colour)
+    augmented = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if config.color_jitter:
+        brightness, contrast, saturation = (
+            (1 + config.color_jitter * (2 * draw - 1))[:, None, None, None]
+            for draw in (brightness, contrast, saturation)
         )
-        middle = seen.mean(dim=(1, 2, 3), keepdim=True)
-        seen = (seen - middle) * contrast + middle * bright
-        grey = seen.mean(dim=1, keepdim=True)
-        seen = ((seen - grey) * colour + grey).clamp(0, 1)
-    return seen
+        mean = augmented.mean(dim=(1, 2, 3), keepdim=True)
+        augmented = (augmented - mean) * contrast + mean * brightness
+        grey = augmented.mean(dim=1, keepdim=True)
+        augmented = ((augmented - grey) * saturation + grey).clamp(0, 1)
+    return augmented

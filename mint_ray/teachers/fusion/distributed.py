@@ -1,4 +1,4 @@
-"""What the processes that train one network together agree on; a process alone agrees with itself."""
+"""Functions for the processes of torch.distributed that train one network together; one process needs no group."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from torch import distributed
 Tensor = torch.Tensor
 
 
-def share_of(rows: Sequence[int]) -> list[int]:
-    """This process's rows of those that all processes know of."""
+def shard(rows: Sequence[int]) -> list[int]:
+    """Return this process's share of `rows`, which every process has."""
     if not distributed.is_initialized():
         return list(rows)
     return list(rows[distributed.get_rank() :: distributed.get_world_size()])
 
 
-def total(tensor: Tensor) -> Tensor:
-    """The sum of the tensors that each process has, in each process; `tensor` itself is changed."""
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place, and return it."""
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.all_reduce(tensor)
     return tensor
 
 
-def leads() -> bool:
-    """Whether this process is the one that speaks for all."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
-
-
 def device() -> torch.device:
+    """Return the GPU of this process, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

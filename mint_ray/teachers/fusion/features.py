@@ -1,174 +1,202 @@
-"""What the network reads of records: one vector for each part, through its code or its encoder."""
+"""Features of records: one vector per modality, from a tabular encoder or a pretrained one.
+
+Tested by tests/teachers/fusion/test_teacher.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from mint_ray.images import Frame, ImageError, Pixels, Seen
+from mint_ray.images import Frame, ImageError, Images, Pixels
 from mint_ray.records import Record
 from mint_ray.teachers.config import Augmentation, Fusion
 from mint_ray.teachers.fusion.distributed import device
-from mint_ray.teachers.fusion.encoders import ImageEncoder, JointEncoder, TextEncoder, look_of
-from mint_ray.teachers.fusion.tabular import FieldsCode, FindingsCode
-from mint_ray.teachers.generative import write_prompt
+from mint_ray.teachers.fusion.encoders import (
+    Encoder,
+    ImageEncoder,
+    JointEncoder,
+    PaddingTokenizer,
+    TextEncoder,
+    load_preprocessor,
+)
+from mint_ray.teachers.fusion.tabular import Columns, FieldsEncoder, PhenotypeEncoder
+from mint_ray.teachers.templates import render_nonempty
 
 Tensor = torch.Tensor
 
-PER_PASS = {"cpu": 4, "cuda": 64}
-"""Images or texts in one pass through an encoder; a pass is always filled up, so that what a record is read as does not
-depend on its neighbours. Small on a processor, whose cache then holds what a layer hands to the next."""
+ROWS_PER_PASS = {"cpu": 4, "cuda": 64}
+"""Images or texts in one pass of an encoder, by device. A pass is always padded to this size, so that the features of a
+record do not depend on its batch. It is small on a CPU, to keep the activations in the cache."""
+
+TABULAR = ("fields", "phenotypes")
+"""Modalities without a pretrained encoder, whose features are scaled by their own encoder."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
-    """Some records, as far as they can be written down without an encoder."""
+class RecordInputs:
+    """Inputs of some records ahead of the pretrained encoders; images are read later."""
 
     records: Sequence[Record]
     present: dict[str, Tensor]
-    """For each part the N records that have it, as (N,) booleans."""
+    """Mask (N,) of the records that have it, for each modality."""
     fields: Tensor | None
-    findings: list[list[np.ndarray[Any, np.dtype[np.int64]]]]
+    """Features of the coded fields, (N, size)."""
+    phenotypes: list[list[Columns]]
+    """Columns that each phenotype of each record sets."""
     tokens: list[list[int] | None]
+    """Token ids of each record's text."""
 
 
-class Parts(nn.Module):
-    """The codes and encoders of the parts that the settings name."""
+class ModalityEncoders(nn.Module):
+    """The tabular and pretrained encoders of the modalities that the settings name."""
 
-    def __init__(self, config: Fusion, fields: FieldsCode | None, findings: FindingsCode | None) -> None:
+    def __init__(self, config: Fusion, fields: FieldsEncoder | None, phenotypes: PhenotypeEncoder | None) -> None:
         super().__init__()
-        self.config, self.fields, self.findings = config, fields, findings
-        self._widths: dict[str, int] = {}
-        self.image = None if config.image is None else ImageEncoder(config.image, look_of(config.image))
+        self.config, self.fields, self.phenotypes = config, fields, phenotypes
+        self._feature_sizes: dict[str, int] = {}
+        self.image = None if config.image is None else ImageEncoder(config.image, load_preprocessor(config.image))
         self.text = None if config.text is None else TextEncoder(config.text)
-        self.joint = None if config.joint is None else JointEncoder(config.joint, look_of(config.joint))
+        self.joint = None if config.joint is None else JointEncoder(config.joint, load_preprocessor(config.joint))
 
     @classmethod
-    def learn(cls, config: Fusion, records: Sequence[Record]) -> Parts:
-        """Codes from the records of the training split."""
-        fields = FieldsCode.learn(config.fields, records) if config.fields else None
-        return cls(config, fields, FindingsCode.learn(records) if config.findings else None)
+    def fit(cls, config: Fusion, records: Sequence[Record]) -> ModalityEncoders:
+        """Return the encoders, with the tabular ones fitted on the records of the training split."""
+        fields = FieldsEncoder.fit(config.fields, records) if config.fields else None
+        return cls(config, fields, PhenotypeEncoder.fit(records) if config.phenotypes else None)
 
     @property
     def names(self) -> list[str]:
-        return part_names(self.config)
+        """Names of the modalities, in a fixed order."""
+        return modality_names(self.config)
 
     @property
     def frame(self) -> Frame | None:
-        seeing = self.image or self.joint
-        return None if seeing is None else seeing.look.frame
+        """Form of the images; None if no encoder reads them."""
+        encoder = self.image or self.joint
+        return None if encoder is None else encoder.preprocessor.frame
 
     @property
     def augmentation(self) -> Augmentation | None:
-        seeing = self.config.image or self.config.joint
-        return None if seeing is None else seeing.augmentation
+        """Augmentation of the images; None if no encoder reads them."""
+        config = self.config.image or self.config.joint
+        return None if config is None else config.augmentation
 
-    def learns(self, part: str) -> bool:
-        """Whether the part's encoder has weights that change."""
-        encoder = getattr(self, part, None)
-        return isinstance(encoder, nn.Module) and bool(encoder.learns)
+    def is_trainable(self, modality: str) -> bool:
+        """Return True if the modality's encoder has weights that are trained."""
+        encoder = getattr(self, modality, None)
+        return isinstance(encoder, Encoder) and encoder.is_trainable
 
-    def read(self, records: Sequence[Record]) -> Read:
+    def read_records(self, records: Sequence[Record]) -> RecordInputs:
+        """Return the inputs of some records: tabular features, tokens, and which modalities are present."""
         present: dict[str, Tensor] = {}
-        rows: Tensor | None = None
-        found: list[list[np.ndarray[Any, np.dtype[np.int64]]]] = []
+        field_rows: Tensor | None = None
+        phenotypes: list[list[Columns]] = []
         tokens: list[list[int] | None] = []
-        reader, template = self._reader()
-        if reader is not None:
-            texts = [write_prompt(template, record) for record in records]
-            tokens = [None if text is None else reader.encode(text) for text in texts]
-        shown = torch.tensor([record.image_uri is not None for record in records], dtype=torch.bool)
-        written = torch.tensor([row is not None for row in tokens], dtype=torch.bool)
+        tokenizer, template = self._tokenizer()
+        if tokenizer is not None:
+            texts = [render_nonempty(template, record) for record in records]
+            tokens = [None if text is None else tokenizer.encode(text) for text in texts]
+        has_image = torch.tensor([record.image_uri is not None for record in records], dtype=torch.bool)
+        has_text = torch.tensor([row is not None for row in tokens], dtype=torch.bool)
         if self.image is not None:
-            present["image"] = shown
+            present["image"] = has_image
         if self.text is not None:
-            present["text"] = written
+            present["text"] = has_text
         if self.joint is not None:
-            present["joint"] = shown | written
+            present["joint"] = has_image | has_text
         if self.fields is not None:
-            numbers, known = self.fields.write(records)
-            rows, present["fields"] = torch.from_numpy(numbers), torch.from_numpy(known)
-        if self.findings is not None:
-            found = [self.findings.places(record) for record in records]
-            present["findings"] = torch.tensor([bool(places) for places in found], dtype=torch.bool)
-        return Read(records, present, rows, found, tokens)
+            numbers, has_fields = self.fields.transform(records)
+            field_rows, present["fields"] = torch.from_numpy(numbers), torch.from_numpy(has_fields)
+        if self.phenotypes is not None:
+            phenotypes = [self.phenotypes.columns(record) for record in records]
+            present["phenotypes"] = torch.tensor([bool(columns) for columns in phenotypes], dtype=torch.bool)
+        return RecordInputs(records, present, field_rows, phenotypes, tokens)
 
-    def vectors(self, part: str, read: Read, rows: Sequence[int], images: Seen, draws: Tensor | None = None) -> Tensor:
-        """(rows, width) of one part; `images` are those of `rows`, and `draws` (rows, DRAWS) vary them.
+    def encode(
+        self, modality: str, inputs: RecordInputs, rows: Sequence[int], images: Images, draws: Tensor | None = None
+    ) -> Tensor:
+        """Return the features (rows, size) of one modality; rows without it hold any finite numbers.
 
-        A row that lacks the part is anything finite.
+        Args:
+            modality: Name of the modality.
+            inputs: Inputs of all records.
+            rows: Indices of the records to encode.
+            images: Decoded images of `rows`.
+            draws: Random numbers (rows, NUM_DRAWS) of the image augmentation; None for no augmentation.
         """
-        if part == "fields" and read.fields is not None:
-            return read.fields[list(rows)].to(device())
-        if part == "findings":
-            return self.write_findings([read.findings[row] for row in rows])
-        encoder = getattr(self, part)
-        there = [k for k, row in enumerate(rows) if bool(read.present[part][row])]
-        groups: dict[int, list[int]] = {}
-        for k in there:
-            row_tokens = read.tokens[rows[k]] if part != "image" else None
-            bucket = 0 if row_tokens is None else encoder.tokens.bucket(row_tokens)
-            groups.setdefault(bucket, []).append(k)
-        made: list[Tensor] = []
+        if modality == "fields" and inputs.fields is not None:
+            return inputs.fields[list(rows)].to(device())
+        if modality == "phenotypes":
+            return self.encode_phenotypes([inputs.phenotypes[row] for row in rows])
+        features: list[Tensor] = []
         order: list[int] = []
-        step = PER_PASS[device().type]
-        for bucket in sorted(groups):
-            for start in range(0, len(groups[bucket]), step):
-                some = groups[bucket][start : start + step]
-                padded = some + [some[-1]] * (step - len(some))
-                varied = None if draws is None else draws[padded].to(device())
-                made.append(self._pass(part, encoder, read, rows, padded, images, varied)[: len(some)])
-                order += some
+        size = ROWS_PER_PASS[device().type]
+        for bucket in self._length_buckets(modality, inputs, rows):
+            for start in range(0, len(bucket), size):
+                batch = bucket[start : start + size]
+                padded = batch + [batch[-1]] * (size - len(batch))
+                batch_draws = None if draws is None else draws[padded].to(device())
+                tokens = [inputs.tokens[rows[k]] for k in padded] if modality != "image" else []
+                encoded = self._encode_batch(modality, [images[k] for k in padded], tokens, batch_draws)
+                features.append(encoded[: len(batch)])
+                order += batch
         if not order:
-            return torch.zeros(len(rows), self.width(part), device=device())
-        vectors = torch.cat(made)
+            return torch.zeros(len(rows), self.feature_size(modality), device=device())
+        vectors = torch.cat(features)
         out = vectors.new_zeros(len(rows), vectors.shape[1])
         return out.index_copy(0, torch.tensor(order, device=vectors.device), vectors)
 
-    def write_findings(self, findings: Sequence[Sequence[np.ndarray[Any, np.dtype[np.int64]]]]) -> Tensor:
-        if self.findings is None:
-            raise ValueError("this teacher reads no findings")
-        return torch.from_numpy(self.findings.write(findings).toarray()).to(device())
+    def encode_phenotypes(self, phenotypes: Sequence[Sequence[Columns]]) -> Tensor:
+        """Return the features (records, size) of the phenotypes given by the columns that they set."""
+        if self.phenotypes is None:
+            raise ValueError("this teacher reads no phenotypes")
+        return torch.from_numpy(self.phenotypes.transform(phenotypes).toarray()).to(device())
 
-    def width(self, part: str) -> int:
-        if part == "fields" and self.fields is not None:
-            return self.fields.width
-        if part == "findings" and self.findings is not None:
-            return self.findings.width
-        if part not in self._widths:
-            blank = Read([], {}, None, [], [None])
+    def feature_size(self, modality: str) -> int:
+        """Return the size of a modality's features."""
+        if modality == "fields" and self.fields is not None:
+            return self.fields.size
+        if modality == "phenotypes" and self.phenotypes is not None:
+            return self.phenotypes.size
+        if modality not in self._feature_sizes:
             with torch.no_grad():
-                self._widths[part] = self._pass(part, getattr(self, part), blank, [0], [0], [None], None).shape[1]
-        return self._widths[part]
+                self._feature_sizes[modality] = self._encode_batch(modality, [None], [None], None).shape[1]
+        return self._feature_sizes[modality]
 
-    def _pass(
-        self,
-        part: str,
-        encoder: Callable[..., Tensor],
-        read: Read,
-        rows: Sequence[int],
-        some: Sequence[int],
-        images: Seen,
-        draws: Tensor | None,
+    def _length_buckets(self, modality: str, inputs: RecordInputs, rows: Sequence[int]) -> list[list[int]]:
+        """Return the indices into `rows` of the records that have the modality, grouped by the length of their text."""
+        buckets: dict[int, list[int]] = {}
+        for k, row in enumerate(rows):
+            if not inputs.present[modality][row]:
+                continue
+            tokens = inputs.tokens[row] if modality != "image" else None
+            bucket = 0 if tokens is None else getattr(self, modality).tokenizer.length_bucket(tokens)
+            buckets.setdefault(bucket, []).append(k)
+        return [buckets[bucket] for bucket in sorted(buckets)]
+
+    def _encode_batch(
+        self, modality: str, images: Images, tokens: Sequence[list[int] | None], draws: Tensor | None
     ) -> Tensor:
-        pixels = tokens = mask = None
-        if part in ("image", "joint"):
-            pixels = self._stack([images[k] for k in some])
-        if part in ("text", "joint"):
-            reader, _ = self._reader()
-            empty = reader.encode("")
-            tokens, mask = (x.to(device()) for x in reader.pad([read.tokens[rows[k]] or empty for k in some]))
-        if part == "image":
-            return encoder(pixels, draws, self.augmentation)
-        if part == "text":
-            return encoder(tokens, mask)
-        shown = torch.tensor([images[k] is not None for k in some], device=device())
-        return encoder(pixels, shown, tokens, mask, draws, self.augmentation)
+        """Return the features of one padded batch; missing images are black, missing texts empty."""
+        encoder: Any = getattr(self, modality)
+        if modality == "image":
+            features: Tensor = encoder(self._stack(images), draws, self.augmentation)
+            return features
+        tokenizer: PaddingTokenizer = encoder.tokenizer
+        empty = tokenizer.encode("")
+        ids, mask = (tensor.to(device()) for tensor in tokenizer.pad([row or empty for row in tokens]))
+        if modality == "text":
+            features = encoder(ids, mask)
+            return features
+        has_image = torch.tensor([image is not None for image in images], device=device())
+        features = encoder(self._stack(images), has_image, ids, mask, draws, self.augmentation)
+        return features
 
     def _stack(self, images: Sequence[Pixels | ImageError | None]) -> Tensor:
         size = self.frame.size if self.frame else 0
@@ -176,21 +204,22 @@ class Parts(nn.Module):
         stacked = np.stack([image if isinstance(image, np.ndarray) else blank for image in images])
         return torch.from_numpy(stacked).to(device())
 
-    def _reader(self) -> tuple[Any, str]:
+    def _tokenizer(self) -> tuple[PaddingTokenizer | None, str]:
+        """Return the tokenizer of the text or joint encoder and the template of its text; None if there is neither."""
         if self.text is not None and self.config.text is not None:
-            return self.text.tokens, self.config.text.template
+            return self.text.tokenizer, self.config.text.template
         if self.joint is not None and self.config.joint is not None:
-            return self.joint.tokens, self.config.joint.template
+            return self.joint.tokenizer, self.config.joint.template
         return None, ""
 
 
-def part_names(config: Fusion) -> list[str]:
-    """The parts that the settings name, in a fixed order."""
-    named: Mapping[str, Any] = {
+def modality_names(config: Fusion) -> list[str]:
+    """Return the names of the modalities that the settings name, in a fixed order."""
+    settings: Mapping[str, Any] = {
         "image": config.image,
         "text": config.text,
         "joint": config.joint,
         "fields": config.fields,
-        "findings": config.findings,
+        "phenotypes": config.phenotypes,
     }
-    return [part for part, value in named.items() if value]
+    return [modality for modality, value in settings.items() if value]

@@ -1,4 +1,4 @@
-"""Fuse one vector for each part of a record, any of which may be missing, into a logit for each label."""
+"""The fusion head: one feature vector per modality, any of which may be missing, to one logit per label."""
 
 from __future__ import annotations
 
@@ -12,75 +12,92 @@ from mint_ray.teachers.config import Fusion
 
 Tensor = torch.Tensor
 
-HEADS = 4
-TINY = 1e-4
-"""Least deviation that a number is divided by: one that hardly ever moved is not blown up."""
+NUM_HEADS = 4
+"""Attention heads of `fusion: attention`."""
+MIN_STD = 1e-4
+"""Minimum standard deviation that a feature is divided by, so that nearly constant features are not blown up."""
 
 
-class Head(nn.Module):
-    """P parts (B, width of the part) to (B, labels).
+class FusionHead(nn.Module):
+    """Network from features (B, size of the modality) of each modality to logits (B, labels).
 
-    Each part gives logits of its own, and so do the parts together: the sum is at least as good as linear models of
-    the parts, which few records can already teach, and knows what only several parts tell together.
+    The logits are the sum of one linear classifier per modality and of a classifier of the fused modalities. So the
+    head is at least as good as the linear models, which need few records, and learns interactions of modalities.
     """
 
-    def __init__(self, config: Fusion, widths: Mapping[str, int], labels: int) -> None:
+    def __init__(self, config: Fusion, feature_sizes: Mapping[str, int], num_labels: int) -> None:
         super().__init__()
-        width = config.width
-        self.fusion, self.parts = config.fusion, list(widths)
-        for part, size in widths.items():
-            self.register_buffer(f"mean_{part}", torch.zeros(size))
-            self.register_buffer(f"deviation_{part}", torch.ones(size))
-        self.project = nn.ModuleDict({part: nn.Linear(size, width) for part, size in widths.items()})
-        self.alone = nn.ModuleDict({part: nn.Linear(size, labels, bias=False) for part, size in widths.items()})
-        for weight in self.alone.parameters():
+        hidden_size = config.hidden_size
+        self.fusion, self.modalities = config.fusion, list(feature_sizes)
+        for modality, size in feature_sizes.items():
+            self.register_buffer(f"mean_{modality}", torch.zeros(size))
+            self.register_buffer(f"std_{modality}", torch.ones(size))
+        self.projections = nn.ModuleDict(
+            {modality: nn.Linear(size, hidden_size) for modality, size in feature_sizes.items()}
+        )
+        self.unimodal_classifiers = nn.ModuleDict(
+            {modality: nn.Linear(size, num_labels, bias=False) for modality, size in feature_sizes.items()}
+        )
+        for weight in self.unimodal_classifiers.parameters():
             nn.init.zeros_(weight)
-        # what stands for a part that is not there
-        self.missing = nn.ParameterDict({part: nn.Parameter(torch.zeros(width)) for part in widths})
+        # learned projections of a missing modality
+        self.missing = nn.ParameterDict(
+            {modality: nn.Parameter(torch.zeros(hidden_size)) for modality in feature_sizes}
+        )
         if config.fusion == "concat":
-            self.mix = nn.Linear(width * len(widths), width)
+            self.mix = nn.Linear(hidden_size * len(feature_sizes), hidden_size)
         if config.fusion == "gated":
-            self.gate = nn.ModuleDict({part: nn.Linear(width, 1) for part in widths})
+            self.gates = nn.ModuleDict({modality: nn.Linear(hidden_size, 1) for modality in feature_sizes})
         if config.fusion == "attention":
-            self.question = nn.Parameter(torch.randn(width) * 0.02)
-            self.names = nn.ParameterDict({part: nn.Parameter(torch.randn(width) * 0.02) for part in widths})
-            self.attention = nn.MultiheadAttention(width, HEADS, batch_first=True)
-        self.last = nn.Linear(width, labels)
+            self.query = nn.Parameter(torch.randn(hidden_size) * 0.02)
+            self.modality_embeddings = nn.ParameterDict(
+                {modality: nn.Parameter(torch.randn(hidden_size) * 0.02) for modality in feature_sizes}
+            )
+            self.attention = nn.MultiheadAttention(hidden_size, NUM_HEADS, batch_first=True)
+        self.classifier = nn.Linear(hidden_size, num_labels)
 
-    def scale(self, part: str, mean: Tensor, deviation: Tensor) -> None:
-        """Remember how the numbers of a part are spread over the training split."""
-        self.get_buffer(f"mean_{part}").copy_(mean)
-        self.get_buffer(f"deviation_{part}").copy_(deviation.clamp(min=TINY))
+    def set_normalization(self, modality: str, mean: Tensor, std: Tensor) -> None:
+        """Set mean and standard deviation of a modality's features over the training split."""
+        self.get_buffer(f"mean_{modality}").copy_(mean)
+        self.get_buffer(f"std_{modality}").copy_(std.clamp(min=MIN_STD))
 
-    def forward(self, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor], dropped: Tensor | None) -> Tensor:
-        """`present` says for each part which of the B records have it; `dropped` (B, width) multiplies what is fused:
-        0 or 1 / (1 - dropout) while it learns, None afterwards."""
+    def forward(
+        self, features: Mapping[str, Tensor], present: Mapping[str, Tensor], dropout_mask: Tensor | None
+    ) -> Tensor:
+        """Return logits (B, labels).
+
+        Args:
+            features: Features (B, size) of each modality; rows of records without it may hold any values.
+            present: Booleans (B,) for each modality: the records that have it.
+            dropout_mask: Factors (B, hidden_size) of the fused features, 0 or 1 / (1 - dropout); None in evaluation.
+        """
         projected, logits = [], []
-        for part in self.parts:
-            scaled = (inputs[part] - self.get_buffer(f"mean_{part}")) / self.get_buffer(f"deviation_{part}")
-            there = present[part][:, None]
-            projected.append(torch.where(there, self.project[part](scaled), self.missing[part]))
-            # torch.where and not a product: what a missing part holds may be anything
-            logits.append(torch.where(there, self.alone[part](scaled), 0.0))
+        for modality in self.modalities:
+            mean, std = self.get_buffer(f"mean_{modality}"), self.get_buffer(f"std_{modality}")
+            scaled = (features[modality] - mean) / std
+            mask = present[modality][:, None]
+            projected.append(torch.where(mask, self.projections[modality](scaled), self.missing[modality]))
+            # torch.where and not a product: the features of a missing modality may be NaN
+            logits.append(torch.where(mask, self.unimodal_classifiers[modality](scaled), 0.0))
         fused = functional.gelu(self._fuse(projected))
-        if dropped is not None:
-            fused = fused * dropped
-        out: Tensor = self.last(fused) + sum(logits)
+        if dropout_mask is not None:
+            fused = fused * dropout_mask
+        out: Tensor = self.classifier(fused) + sum(logits)
         return out
 
     def _fuse(self, projected: list[Tensor]) -> Tensor:
         if self.fusion == "concat":
             mixed: Tensor = self.mix(torch.cat(projected, dim=1))
             return mixed
-        parts_BPW = torch.stack(projected, dim=1)  # B records, P parts, W numbers
+        projected_BMH = torch.stack(projected, dim=1)  # B records, M modalities, H hidden size
         if self.fusion == "gated":
-            weight_BP = torch.cat(
-                [self.gate[part](value) for part, value in zip(self.parts, projected, strict=True)], dim=1
+            weight_BM = torch.cat(
+                [self.gates[modality](value) for modality, value in zip(self.modalities, projected, strict=True)], dim=1
             ).softmax(dim=1)
-            mean: Tensor = (weight_BP[:, :, None] * parts_BPW).sum(dim=1)
+            mean: Tensor = (weight_BM[:, :, None] * projected_BMH).sum(dim=1)
             return mean
-        named_BPW = parts_BPW + torch.stack([self.names[part] for part in self.parts])
-        question_B1W = self.question.expand(len(parts_BPW), 1, -1)
-        answer_B1W = self.attention(question_B1W, named_BPW, named_BPW, need_weights=False)[0]
-        answer: Tensor = answer_B1W[:, 0] + parts_BPW.mean(dim=1)
-        return answer
+        keys_BMH = projected_BMH + torch.stack([self.modality_embeddings[modality] for modality in self.modalities])
+        query_B1H = self.query.expand(len(projected_BMH), 1, -1)
+        attended_B1H = self.attention(query_B1H, keys_BMH, keys_BMH, need_weights=False)[0]
+        attended: Tensor = attended_B1H[:, 0] + projected_BMH.mean(dim=1)
+        return attended

@@ -1,8 +1,10 @@
-"""Train the network on the records of the training split, alone or with other processes, to the same end.
+"""Training of the fusion network, in one process or several, with the same result.
 
-Every draw (order, hidden parts, dropout, how an image is varied) is made for all records alike by every process, each
-of which then computes its share of the rows of a step; gradients are summed. So neither the number of processes nor
-the rows of one pass change what is learned, up to the order in which floats are added.
+Every process draws the random numbers (order, hidden modalities, dropout, augmentation) of all records, and computes
+its share of the rows of a step; gradients are summed. So neither the number of processes nor the rows per pass change
+what is learned, up to the order of floating-point additions.
+
+Tested by tests/teachers/fusion/test_teacher.py.
 """
 
 from __future__ import annotations
@@ -14,9 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,87 +24,112 @@ from torch.nn import functional
 
 from mint_ray.config.loader import UserError
 from mint_ray.records import Label, Record
-from mint_ray.teachers import Checkpoints, FitReport
+from mint_ray.teachers import Checkpointer, FitReport
+from mint_ray.teachers.calibration import (
+    Floats,
+    accuracy,
+    balanced_accuracy,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
 from mint_ray.teachers.config import Fusion
-from mint_ray.teachers.fusion import calibration
-from mint_ray.teachers.fusion.distributed import device, share_of, total
-from mint_ray.teachers.fusion.feature_cache import ROWS_PER_PASS, Draws, Shelf
-from mint_ray.teachers.fusion.features import Parts
-from mint_ray.teachers.fusion.network import Head
+from mint_ray.teachers.fusion.distributed import all_reduce_sum, device, shard
+from mint_ray.teachers.fusion.feature_cache import ROWS_PER_PASS, EpochRandomness, FeatureCache
+from mint_ray.teachers.fusion.features import TABULAR, ModalityEncoders
+from mint_ray.teachers.fusion.network import FusionHead
 
 logger = logging.getLogger("mint_ray")
 
 Tensor = torch.Tensor
 
-ROWS_MEASURED = 1_024
-"""Training records whose vectors say how the numbers of an encoder that learns are spread at the start."""
-MAX_NORM = 1.0
-"""Longest gradient of one step."""
+MAX_NORMALIZATION_ROWS = 1_024
+"""Training records from which the normalization of a trained encoder's features is estimated at the start."""
+MAX_GRAD_NORM = 1.0
 STATE, PROGRESS = "state.safetensors", "progress.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """The network at its best epoch, and what is to be told of it."""
+class TrainingResult:
+    """The network at its best epoch, with its temperature."""
 
-    parts: Parts
-    head: Head
+    encoders: ModalityEncoders
+    head: FusionHead
     temperature: float
     report: FitReport
 
 
-def train(
-    config: Fusion, labels: Sequence[Label], records: Sequence[Record], checkpoints: Checkpoints | None
-) -> Trained:
-    """Learn from the training split, stop by the validation split, calibrate on it.
+@dataclasses.dataclass
+class TrainingProgress:
+    """Position of a training run."""
 
-    Raises UserError when no training record is left, when none has one of the parts, and when the images of more than
-    `max_bad_share` of the records cannot be read.
+    epoch: int = 0
+    """Number of finished epochs."""
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    """Lowest validation loss; infinite without a validation split."""
+
+
+def train(
+    config: Fusion, labels: Sequence[Label], records: Sequence[Record], checkpointer: Checkpointer | None
+) -> TrainingResult:
+    """Train on the training split; stop early and calibrate on the validation split.
+
+    Raises:
+        UserError: No training record is left, none has one of the modalities, or more than `max_bad_share` of the
+            images cannot be read.
     """
-    usable, dropped = _usable(labels, records)
-    learned = [record for record in usable if record.split == "train"]
-    if not learned:
-        raise UserError("fusion: no record of the training split has a label to learn from")
-    _check_parts(config, learned)
-    parts = Parts.learn(config, learned).to(device())
-    shelf = Shelf(parts, usable)
-    kept, bad = shelf.look(config.max_bad_share, checkpoints.tell if checkpoints else lambda done, whole: None)
-    dropped.update(bad)
-    place = {label.label_id: i for i, label in enumerate(labels)}
-    truth = torch.tensor([place[record.label_id or ""] for record in usable], dtype=torch.long)
-    rows = {split: [row for row in kept if usable[row].split == split] for split in ("train", "validation")}
+    labelled, dropped = _select_labelled(labels, records)
+    train_records = [record for record in labelled if record.split == "train"]
+    if not train_records:
+        raise UserError("fusion: no record of the training split has a label of the task")
+    _check_inputs(config, train_records)
+    encoders = ModalityEncoders.fit(config, train_records).to(device())
+    cache = FeatureCache(encoders, labelled)
+    usable, failures = cache.build(config.max_bad_share, checkpointer.report_progress if checkpointer else _no_report)
+    dropped.update(failures)
+    index = {label.label_id: i for i, label in enumerate(labels)}
+    label_N = torch.tensor([index[record.label_id or ""] for record in labelled], dtype=torch.long)
+    rows = {split: [row for row in usable if labelled[row].split == split] for split in ("train", "validation")}
     if not rows["train"]:
-        raise UserError("fusion: no record of the training split is left to learn from")
+        raise UserError("fusion: no record of the training split has a readable image")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        head = Head(config, {part: parts.width(part) for part in parts.names}, len(labels)).to(device())
-    course = Course(config, parts, head, shelf, truth, rows["train"], rows["validation"])
-    course.measure()
-    epochs = course.run(checkpoints)
-    temperature, metrics = course.judge()
-    counts = {f"records_{split}": len(some) for split, some in rows.items()} | {"labels": len(labels)} | epochs
-    return Trained(parts, head, temperature, FitReport(counts=counts, dropped=dict(dropped), metrics=metrics))
+        sizes = {modality: encoders.feature_size(modality) for modality in encoders.names}
+        head = FusionHead(config, sizes, len(labels)).to(device())
+    trainer = FusionTrainer(head, cache, label_N, rows["train"], rows["validation"])
+    trainer.fit_normalization()
+    progress = trainer.run(checkpointer)
+    temperature, metrics = trainer.evaluate()
+    counts = {f"records_{split}": len(some) for split, some in rows.items()} | {"labels": len(labels)}
+    counts |= {"epochs": progress.epoch, "best_epoch": progress.best_epoch}
+    report = FitReport(counts=counts, dropped=dict(dropped), metrics=metrics)
+    return TrainingResult(encoders, head, temperature, report)
 
 
-def _usable(labels: Sequence[Label], records: Sequence[Record]) -> tuple[list[Record], Counter[str]]:
-    """The records to learn and to judge by, those of the training split first."""
+def _no_report(_done: int, _total: int) -> None:
+    pass
+
+
+def _select_labelled(labels: Sequence[Label], records: Sequence[Record]) -> tuple[list[Record], Counter[str]]:
+    """Return the training and validation records with a label of the task, training records first."""
     known = {label.label_id for label in labels}
     dropped: Counter[str] = Counter()
-    found: dict[str, list[Record]] = {"train": [], "validation": []}
+    by_split: dict[str, list[Record]] = {"train": [], "validation": []}
     for record in records:
-        if record.split not in found:
+        if record.split not in by_split:
             continue
         if record.label_id is None:
             dropped["no_label"] += 1
         elif record.label_id not in known:
             dropped["label_not_in_task"] += 1
         else:
-            found[record.split].append(record)
-    return [*found["train"], *found["validation"]], dropped
+            by_split[record.split].append(record)
+    return [*by_split["train"], *by_split["validation"]], dropped
 
 
-def _check_parts(config: Fusion, records: Sequence[Record]) -> None:
-    """Raise UserError for a part that no training record has."""
+def _check_inputs(config: Fusion, records: Sequence[Record]) -> None:
+    """Raise UserError for an input that no training record has."""
     for name, kind in config.fields.items():
         if not any(record.fields.get(name) for record in records):
             raise UserError(f"fusion.fields: no training record has the field {name!r} ({kind})")
@@ -112,239 +137,262 @@ def _check_parts(config: Fusion, records: Sequence[Record]) -> None:
         raise UserError("fusion.image: no training record has an image")
 
 
-class Course:
-    """The training itself."""
+class FusionTrainer:
+    """Training loop of the fusion head and the trained encoders."""
 
     def __init__(
         self,
-        config: Fusion,
-        parts: Parts,
-        head: Head,
-        shelf: Shelf,
-        truth: Tensor,
-        train: Sequence[int],
-        validation: Sequence[int],
+        head: FusionHead,
+        cache: FeatureCache,
+        label_N: Tensor,
+        train_rows: Sequence[int],
+        validation_rows: Sequence[int],
     ) -> None:
-        self.config, self.parts, self.head, self.shelf = config, parts, head, shelf
-        self.truth, self.train_rows, self.validation_rows = truth.to(device()), list(train), list(validation)
-        counts = torch.bincount(truth[self.train_rows], minlength=head.last.out_features).float()
-        weight = 1 / counts if config.class_balanced else torch.ones_like(counts)
-        # a label that only the validation split has weighs as much as the others do on average
-        weight = torch.where(counts > 0, weight, weight[counts > 0].mean())
-        self.weight = (weight / weight[truth[self.train_rows]].mean()).to(device())
-        self.encoder_weights = [weight for weight in parts.parameters() if weight.requires_grad]
+        """Create optimizer and schedule; `label_N` has the index of each record's label."""
+        self.encoders, self.head, self.cache = cache.encoders, head, cache
+        config = self.config = cache.encoders.config
+        self.label_N, self.train_rows, self.validation_rows = label_N.to(device()), train_rows, validation_rows
+        self.label_weights = _label_weights(
+            label_N[list(train_rows)], head.classifier.out_features, balanced=config.class_balanced
+        ).to(device())
+        self.encoder_weights = [weight for weight in self.encoders.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": list(head.parameters()), "peak": config.learning_rate},
-                {"params": self.encoder_weights, "peak": config.encoder_learning_rate},
+                {"params": list(head.parameters()), "lr": config.learning_rate},
+                {"params": self.encoder_weights, "lr": config.encoder_learning_rate},
             ],
-            lr=0.0,
             weight_decay=config.weight_decay,
         )
-        self.steps = config.epochs * math.ceil(len(self.train_rows) / config.batch_size)
-        self.step = 0
+        steps_per_epoch = math.ceil(len(self.train_rows) / config.train_batch_size)
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=config.num_train_epochs * steps_per_epoch
+        )
 
-    def measure(self) -> None:
-        """Have the head scale every number of the encoders by its spread over the training split."""
-        for part in self.parts.names:
-            rows = [row for row in self.train_rows if bool(self.shelf.read.present[part][row])]
-            if part in ("fields", "findings"):
-                continue  # scaled by their code already
-            if self.parts.learns(part):
-                step = max(1, len(rows) // ROWS_MEASURED)
-                rows = rows[::step]
-            vectors = torch.zeros(len(rows), self.parts.width(part), device=device())
-            for places, some in self._passes(rows):
-                with torch.no_grad():
-                    if part in self.shelf.plain:
-                        made = self.shelf.plain[part][some]
-                    else:
-                        images = self.shelf.images(some) if part in ("image", "joint") else [None] * len(some)
-                        made = self.parts.vectors(part, self.shelf.read, some, images)
-                vectors[places] = made
-            total(vectors)
+    def fit_normalization(self) -> None:
+        """Set the head's normalization to mean and standard deviation of the features over the training split."""
+        for modality in self.encoders.names:
+            if modality in TABULAR:
+                continue
+            rows = [row for row in self.train_rows if bool(self.cache.inputs.present[modality][row])]
+            if self.encoders.is_trainable(modality):
+                rows = rows[:: max(1, len(rows) // MAX_NORMALIZATION_ROWS)]
+            features = torch.zeros(len(rows), self.encoders.feature_size(modality), device=device())
+            for positions, batch in self._batches(rows):
+                features[positions] = self._encode_train_batch(modality, batch)
+            all_reduce_sum(features)
             if len(rows) > 1:
-                self.head.scale(part, vectors.mean(dim=0), vectors.std(dim=0))
+                self.head.set_normalization(modality, features.mean(dim=0), features.std(dim=0))
 
-    def run(self, checkpoints: Checkpoints | None) -> dict[str, int]:
-        """Epochs until the validation loss has not fallen for a while; ends with the weights of the best."""
-        progress: dict[str, Any] = {"epoch": 0, "best_epoch": 0, "best_loss": math.inf}
-        best = self._weights()
-        place = None if checkpoints is None else checkpoints.last()
-        if place is not None:
-            progress, best = self._resume(place)
-        epochs = self.config.epochs
-        while progress["epoch"] < epochs and progress["epoch"] - progress["best_epoch"] < self.config.patience:
-            draws = Draws(self.config, progress["epoch"], self.shelf.read, self.shelf.train, self.train_rows)
-            loss = self._epoch(draws)
-            progress["epoch"] += 1
-            judged = self._validation_loss()
-            if judged is None or judged < progress["best_loss"]:
+    def run(self, checkpointer: Checkpointer | None) -> TrainingProgress:
+        """Train until the validation loss stops falling, then restore the weights of the best epoch."""
+        config, progress, best = self.config, TrainingProgress(), self._copy_weights()
+        checkpoint = None if checkpointer is None else checkpointer.resume_from()
+        if checkpoint is not None:
+            progress, best = self._resume(checkpoint)
+        while (
+            progress.epoch < config.num_train_epochs
+            and progress.epoch - progress.best_epoch < config.early_stopping_patience
+        ):
+            randomness = EpochRandomness(
+                config, progress.epoch, self.cache.inputs, self.cache.num_train, self.train_rows
+            )
+            loss, validation_loss = self._train_epoch(randomness), self._validation_loss()
+            progress.epoch += 1
+            if validation_loss is None:
                 # without a validation split the last epoch is the best
-                progress |= {"best_epoch": progress["epoch"], "best_loss": judged if judged is not None else math.inf}
-                best = self._weights()
-            note = f"loss {loss:.3f}" + ("" if judged is None else f", validation {judged:.3f}")
-            if checkpoints is None:
-                logger.info("fusion: epoch %d of %d, %s", progress["epoch"], epochs, note)
-            else:
-                told, weights = dict(progress), best
+                progress.best_epoch, best = progress.epoch, self._copy_weights()
+            elif validation_loss < progress.best_loss:
+                progress.best_epoch, progress.best_loss = progress.epoch, validation_loss
+                best = self._copy_weights()
+            message = f"loss {loss:.3f}" + ("" if validation_loss is None else f", validation {validation_loss:.3f}")
+            self._checkpoint(checkpointer, progress, best, message)
+        load_weights(self.encoders, self.head, best)
+        return progress
 
-                def save(folder: Path, told: dict[str, Any] = told, weights: dict[str, Tensor] = weights) -> None:
-                    self._save(folder, told, weights)
-
-                checkpoints.keep(save, progress["epoch"], epochs, note)
-        load_weights(self.parts, self.head, best)
-        return {"epochs": progress["epoch"], "best_epoch": progress["best_epoch"]}
-
-    def judge(self) -> tuple[float, dict[str, float]]:
-        """The temperature, and how good all parts and each of them alone are on the validation split."""
+    def evaluate(self) -> tuple[float, dict[str, float]]:
+        """Return the temperature, and metrics on the validation split, with all modalities and with each alone."""
         rows = self.validation_rows
         if not rows:
             return 1.0, {}
-        vectors, truth_N = self._vectors(rows), self.truth[rows].cpu().numpy()
-        logits_NL = self._logits(vectors, rows, None)
-        temperature = calibration.best_temperature(logits_NL, truth_N)
+        features, label_N = self._gather_features(rows), self.label_N[list(rows)].cpu().numpy()
+        logits_NL = self._logits(features, rows)
+        temperature = fit_temperature(logits_NL, label_N)
         calibrated_NL = logits_NL / temperature
         metrics = {
-            "top_1_accuracy": calibration.accuracy(logits_NL, truth_N),
-            "balanced_accuracy": calibration.balanced_accuracy(logits_NL, truth_N),
-            "nll_uncalibrated": calibration.negative_log_likelihood(logits_NL, truth_N),
-            "nll": calibration.negative_log_likelihood(calibrated_NL, truth_N),
-            "ece_uncalibrated": calibration.calibration_error(logits_NL, truth_N),
-            "ece": calibration.calibration_error(calibrated_NL, truth_N),
+            "top_1_accuracy": accuracy(logits_NL, label_N),
+            "balanced_accuracy": balanced_accuracy(logits_NL, label_N),
+            "nll_uncalibrated": negative_log_likelihood(logits_NL, label_N),
+            "nll": negative_log_likelihood(calibrated_NL, label_N),
+            "ece_uncalibrated": expected_calibration_error(logits_NL, label_N),
+            "ece": expected_calibration_error(calibrated_NL, label_N),
             "temperature": temperature,
         }
-        alone = {part: part for part in self.parts.names} if len(self.parts.names) > 1 else {}
-        for name, only in {**alone, "all": None}.items():
-            part_NL = self._logits(vectors, rows, only)
-            metrics[f"accuracy/{name}"] = calibration.accuracy(part_NL, truth_N)
-            metrics[f"balanced_accuracy/{name}"] = calibration.balanced_accuracy(part_NL, truth_N)
+        alone = {name: name for name in self.encoders.names} if len(self.encoders.names) > 1 else {}
+        for name, modality in {**alone, "all": None}.items():
+            unimodal_NL = self._logits(features, rows, modality)
+            metrics[f"accuracy/{name}"] = accuracy(unimodal_NL, label_N)
+            metrics[f"balanced_accuracy/{name}"] = balanced_accuracy(unimodal_NL, label_N)
         return temperature, {name: round(value, 4) for name, value in metrics.items()}
 
-    def _epoch(self, draws: Draws) -> float:
-        """One pass over the training split; the mean loss."""
-        summed = torch.zeros(2, device=device())
-        for start in range(0, len(draws.order), self.config.batch_size):
-            rows = draws.order[start : start + self.config.batch_size]
-            summed += self._step(rows, draws)
-        loss, weight = total(summed).tolist()
+    def _train_epoch(self, randomness: EpochRandomness) -> float:
+        """Run one pass over the training split and return the mean loss."""
+        sums = torch.zeros(2, device=device())
+        for start in range(0, len(randomness.order), self.config.train_batch_size):
+            sums += self._train_step(randomness.order[start : start + self.config.train_batch_size], randomness)
+        loss, weight = all_reduce_sum(sums).tolist()
         return float(loss / weight)
 
-    def _step(self, rows: Sequence[int], draws: Draws) -> Tensor:
-        """Move the weights once, by the gradient of all `rows`; the summed loss of this process's share."""
-        mask = draws.dropped(len(rows), self.config.width)
-        whole = self.weight[self.truth[list(rows)]].sum()
-        summed = torch.zeros(2, device=device())
-        mine = share_of(range(len(rows)))
-        # an encoder that learns keeps what it computed until the pass is over
+    def _train_step(self, rows: Sequence[int], randomness: EpochRandomness) -> Tensor:
+        """Update the weights by the gradient of `rows`; return this process's sums of weighted losses and weights."""
+        dropout_mask = randomness.dropout_mask(len(rows), self.config.hidden_size)
+        total_weight = self.label_weights[self.label_N[list(rows)]].sum()
+        sums = torch.zeros(2, device=device())
+        own = shard(range(len(rows)))
+        # a trained encoder keeps its activations until the backward pass
         size = ROWS_PER_PASS if self.encoder_weights else len(rows)
-        for start in range(0, len(mine), size):
-            places = mine[start : start + size]
-            some = [rows[i] for i in places]
+        for start in range(0, len(own), size):
+            positions = own[start : start + size]
+            batch = [rows[i] for i in positions]
             logits = self.head(
-                self.shelf.vectors(some, draws),
-                self.shelf.present(some, draws.hidden[some]),
-                None if mask is None else mask[places],
+                self.cache.get_features(batch, randomness),
+                self.cache.get_present(batch, randomness.hidden[batch]),
+                None if dropout_mask is None else dropout_mask[positions],
             )
             losses = functional.cross_entropy(
-                logits, self.truth[some], reduction="none", label_smoothing=self.config.label_smoothing
+                logits, self.label_N[batch], reduction="none", label_smoothing=self.config.label_smoothing
             )
-            weights = self.weight[self.truth[some]]
+            weights = self.label_weights[self.label_N[batch]]
             loss = (losses * weights).sum()
-            (loss / whole).backward()  # type: ignore[no-untyped-call]
-            summed += torch.stack([loss.detach(), weights.sum()])
-        self._move()
-        return summed
+            (loss / total_weight).backward()  # type: ignore[no-untyped-call]
+            sums += torch.stack([loss.detach(), weights.sum()])
+        self._update_weights()
+        return sums
 
-    def _move(self) -> None:
-        learning = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        # a process without a row in this step, or a weight that none needed, has no gradient
-        grads = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in learning]
-        flat = total(torch.cat([grad.flatten() for grad in grads]))
-        flat *= min(1.0, MAX_NORM / max(float(flat.norm()), 1e-12))
-        pieces = torch.split(flat, [grad.numel() for grad in grads])
-        for weight, grad in zip(learning, pieces, strict=True):
+    def _update_weights(self) -> None:
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        # summed here and not by DDP, which averages: a process may have fewer rows of a step than the others, or none
+        grads = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
+        summed = torch.split(
+            all_reduce_sum(torch.cat([grad.flatten() for grad in grads])), [grad.numel() for grad in grads]
+        )
+        for weight, grad in zip(weights, summed, strict=True):
             weight.grad = grad.view_as(weight)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * (1 + math.cos(math.pi * self.step / self.steps)) / 2
-        self.step += 1
+        nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
         self.optimizer.step()
+        self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _validation_loss(self) -> float | None:
-        """Mean negative log-likelihood, labels weighted as in training."""
+        """Return the cross-entropy on the validation split, weighted as in training; None without such a split."""
         rows = self.validation_rows
         if not rows:
             return None
-        logits = torch.from_numpy(self._logits(self._vectors(rows), rows, None))
-        truth, weight = self.truth[rows].cpu(), self.weight.cpu().double()
-        return float(functional.cross_entropy(logits, truth, weight=weight))
+        logits = torch.from_numpy(self._logits(self._gather_features(rows), rows))
+        labels, weight = self.label_N[list(rows)].cpu(), self.label_weights.cpu().double()
+        return float(functional.cross_entropy(logits, labels, weight=weight))
 
-    def _vectors(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The vectors of `rows`, worked out in shares."""
-        held: dict[str, Tensor] = {}
-        for places, some in self._passes(rows):
-            with torch.no_grad():
-                for part, made in self.shelf.vectors(some, None).items():
-                    held.setdefault(part, torch.zeros(len(rows), made.shape[1], device=device()))[places] = made
-        for part in self.parts.names:
-            # a process may have had no row at all
-            total(held.setdefault(part, torch.zeros(len(rows), self.parts.width(part), device=device())))
-        return held
+    @torch.no_grad()
+    def _encode_train_batch(self, modality: str, rows: Sequence[int]) -> Tensor:
+        """Return features of training records without augmentation."""
+        if modality in self.cache.features:
+            return self.cache.features[modality][list(rows)]
+        images = self.cache.read_images(rows) if modality in ("image", "joint") else [None] * len(rows)
+        return self.encoders.encode(modality, self.cache.inputs, rows, images)
 
-    def _logits(self, vectors: dict[str, Tensor], rows: Sequence[int], only: str | None) -> np.ndarray[Any, Any]:
-        present = self.shelf.present(rows)
-        if only is not None:
-            present = {part: there & (part == only) for part, there in present.items()}
-        with torch.no_grad():
-            logits: np.ndarray[Any, Any] = self.head(vectors, present, None).cpu().double().numpy()
+    @torch.no_grad()
+    def _gather_features(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return the features of `rows`, each process computing a share."""
+        gathered = {
+            modality: torch.zeros(len(rows), self.encoders.feature_size(modality), device=device())
+            for modality in self.encoders.names
+        }
+        for positions, batch in self._batches(rows):
+            for modality, features in self.cache.get_features(batch, None).items():
+                gathered[modality][positions] = features
+        return {modality: all_reduce_sum(features) for modality, features in gathered.items()}
+
+    @torch.no_grad()
+    def _logits(self, features: dict[str, Tensor], rows: Sequence[int], modality: str | None = None) -> Floats:
+        """Return logits (rows, labels), with all modalities or with one alone."""
+        present = self.cache.get_present(rows)
+        if modality is not None:
+            present = {name: mask & (name == modality) for name, mask in present.items()}
+        logits: Floats = self.head(features, present, None).cpu().double().numpy()
         return logits
 
-    def _passes(self, rows: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-        """This process's share of `rows`, some at a time, as places in `rows` and as rows."""
-        mine = share_of(range(len(rows)))
-        for start in range(0, len(mine), ROWS_PER_PASS):
-            places = mine[start : start + ROWS_PER_PASS]
-            yield places, [rows[i] for i in places]
+    def _batches(self, rows: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield this process's share of `rows` in batches, as positions in `rows` and as rows."""
+        own = shard(range(len(rows)))
+        for start in range(0, len(own), ROWS_PER_PASS):
+            positions = own[start : start + ROWS_PER_PASS]
+            yield positions, [rows[i] for i in positions]
 
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in learned_weights(self.parts, self.head).items()}
+    def _copy_weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in trained_weights(self.encoders, self.head).items()}
 
-    def _save(self, folder: Path, progress: dict[str, Any], best: dict[str, Tensor]) -> None:
-        state = {f"now.{name}": tensor for name, tensor in self._weights().items()}
-        state |= {f"best.{name}": tensor for name, tensor in best.items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / STATE)
-        (folder / PROGRESS).write_text(json.dumps(progress | {"step": self.step}))
+    def _checkpoint(
+        self, checkpointer: Checkpointer | None, progress: TrainingProgress, best: dict[str, Tensor], message: str
+    ) -> None:
+        if checkpointer is None:
+            logger.info("fusion: epoch %d of %d, %s", progress.epoch, self.config.num_train_epochs, message)
+            return
 
-    def _resume(self, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        state: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "optimizer": {}}
-        for name, tensor in load_file(folder / STATE).items():
-            group, _, rest = name.partition(".")
-            state[group][rest] = tensor
-        load_weights(self.parts, self.head, state["now"])
+        def save(folder: Path) -> None:
+            self._save(folder, progress, best)
+
+        checkpointer.save_checkpoint(save, progress.epoch, self.config.num_train_epochs, message)
+
+    def _save(self, folder: Path, progress: TrainingProgress, best: dict[str, Tensor]) -> None:
+        optimizer = self.optimizer.state_dict()
+        tensors = {f"current.{name}": tensor for name, tensor in self._copy_weights().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        for index, slots in optimizer["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / STATE)
+        state = {
+            "progress": dataclasses.asdict(progress),
+            "param_groups": optimizer["param_groups"],
+            "scheduler": self.scheduler.state_dict(),
+        }
+        (folder / PROGRESS).write_text(json.dumps(state))
+
+    def _resume(self, folder: Path) -> tuple[TrainingProgress, dict[str, Tensor]]:
+        """Restore weights, optimizer and schedule; return the progress and the weights of the best epoch."""
+        tensors: dict[str, dict[str, Tensor]] = {"current": {}, "best": {}, "optimizer": {}}
+        for key, tensor in load_file(folder / STATE).items():
+            group, _, name = key.partition(".")
+            tensors[group][name] = tensor
+        load_weights(self.encoders, self.head, tensors["current"])
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state["optimizer"].items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        progress = json.loads((folder / PROGRESS).read_text())
-        self.step = progress.pop("step")
-        return progress, state["best"]
+        for key, tensor in tensors["optimizer"].items():
+            index, _, name = key.partition(".")
+            slots.setdefault(int(index), {})[name] = tensor
+        state = json.loads((folder / PROGRESS).read_text())
+        self.optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+        self.scheduler.load_state_dict(state["scheduler"])
+        return TrainingProgress(**state["progress"]), tensors["best"]
 
 
-def learned_weights(parts: Parts, head: Head) -> dict[str, Tensor]:
-    """Everything that training changes; what was published and stayed as it was is left out."""
-    encoders = {name for name, weight in parts.named_parameters() if weight.requires_grad}
-    weights = {f"parts.{name}": tensor for name, tensor in parts.state_dict().items() if name in encoders}
+def trained_weights(encoders: ModalityEncoders, head: FusionHead) -> dict[str, Tensor]:
+    """Return all tensors that training changes; weights of frozen encoders are left out."""
+    trainable = {name for name, weight in encoders.named_parameters() if weight.requires_grad}
+    weights = {f"encoders.{name}": tensor for name, tensor in encoders.state_dict().items() if name in trainable}
     return weights | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
 
 
-def load_weights(parts: nn.Module, head: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put back what `learned_weights` gave."""
-    for prefix, module in (("parts.", parts), ("head.", head)):
+def load_weights(encoders: nn.Module, head: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Load what `trained_weights` returned. Raises ValueError if it does not fit."""
+    for prefix, module in (("encoders.", encoders), ("head.", head)):
         own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         missing, unexpected = module.load_state_dict(own, strict=False)
         if unexpected or (prefix == "head." and missing):
             raise ValueError(f"weights do not fit: {[*unexpected, *missing][0]}")
+
+
+def _label_weights(label_N: Tensor, num_labels: int, *, balanced: bool) -> Tensor:
+    """Return the weight of each label in the loss; the mean over training records is 1."""
+    counts = torch.bincount(label_N, minlength=num_labels).float()
+    weight = 1 / counts if balanced else torch.ones_like(counts)
+    # a label that occurs in the validation split only gets the mean weight
+    weight = torch.where(counts > 0, weight, weight[counts > 0].mean())
+    return weight / weight[label_N].mean()

@@ -1,4 +1,4 @@
-"""CLIP-like models of two layers with random weights and their own tokenizer, in the files that the Hub has of them."""
+"""Tiny CLIP and SigLIP models with random weights and their own tokenizer, in the files of the Hub."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
 
 def save_tiny_clip(path: Path, family: Literal["clip", "siglip"] = "clip", seed: int = 0) -> Path:
-    """Model, tokenizer and `preprocessor_config.json`, as `from_pretrained` reads them."""
+    """Save model, tokenizer and `preprocessor_config.json`, as `from_pretrained` reads them."""
     tokenizer = tiny_tokenizer(ends=family)
     text = TEXT | {"vocab_size": len(tokenizer)}
     config: Any
     if family == "clip":
         config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)
-        form: dict[str, Any] = {"size": SIZE, "crop_size": SIZE, "do_center_crop": True}
+        processor: dict[str, Any] = {"size": SIZE, "crop_size": SIZE, "do_center_crop": True}
     else:
         config = SiglipConfig(text_config=text | {"projection_size": 32}, vision_config=VISION)
-        form = {"size": {"height": SIZE, "width": SIZE}}
+        processor = {"size": {"height": SIZE, "width": SIZE}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModel.from_config(config)
-        for parameter in model.parameters():  # as they come they are so small that everything looks alike
+        for parameter in model.parameters():  # the default weights are so small that all embeddings are alike
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.3)
         torch.nn.init.constant_(model.logit_scale, 2.0)
@@ -41,12 +41,12 @@ def save_tiny_clip(path: Path, family: Literal["clip", "siglip"] = "clip", seed:
     tokenizer.save_pretrained(path)
     common = {"do_resize": True, "do_normalize": True, "image_mean": MEAN, "image_std": STD, "resample": 3}
     kind = {"image_processor_type": "CLIPImageProcessor" if family == "clip" else "SiglipImageProcessor"}
-    (path / "preprocessor_config.json").write_text(json.dumps(common | form | kind))
+    (path / "preprocessor_config.json").write_text(json.dumps(common | processor | kind))
     return path
 
 
 def tiny_tokenizer(ends: Literal["clip", "siglip"]) -> PreTrainedTokenizerFast:
-    """Byte by byte; CLIP's puts a beginning and an end round the text, SigLIP's an end behind it."""
+    """A byte-level tokenizer; CLIP's adds a start and an end token, SigLIP's an end token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -65,7 +65,7 @@ def tiny_tokenizer(ends: Literal["clip", "siglip"]) -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         model_max_length=TOKENS,
-        # as the tokenizers of SigLIP: the padding is read too
+        # SigLIP's tokenizer has no attention mask: the padding is read too
         model_input_names=["input_ids", "attention_mask"] if ends == "clip" else ["input_ids"],
         clean_up_tokenization_spaces=False,
     )

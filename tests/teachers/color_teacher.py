@@ -1,4 +1,4 @@
-"""A teacher that looks, as a user might write one: the stronger a colour of the image, the better its label."""
+"""An image teacher as a user might write one: labels are ranked by the mean of the image's color channels."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mint_ray.images import Frame, ImageError, Seen, read_images
+from mint_ray.images import Frame, ImageError, Images, read_images
 from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 
 
-class Colours:
-    """Its labels are red, green and blue in order; `size` is that of its frame, 0 for a teacher told to look at none.
+class ColorTeacher:
+    """Teacher for three labels: red, green and blue, in this order.
 
-    `seconds` are what it takes to look at one image.
+    `size` is that of its frame; 0 excludes images. `seconds` is the time that it takes for one image.
     """
 
     def __init__(self, size: int = 8, seconds: float = 0.0) -> None:
@@ -40,23 +40,23 @@ class Colours:
         self.labels = json.loads((folder / "labels.json").read_text())
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
-        return self.score_seen(
+        return self.score_images(
             records, read_images([record.image_uri for record in records], self.frame() or Frame(size=8))
         )
 
-    def score_seen(self, records: Sequence[Record], images: Seen) -> list[TeacherScores]:
+    def score_images(self, records: Sequence[Record], images: Images) -> list[TeacherScores]:
         return [self._score(record, image) for record, image in zip(records, images, strict=True)]
 
     def _score(self, record: Record, image: np.ndarray | ImageError | None) -> TeacherScores:
         time.sleep(self.seconds)
         if image is None or isinstance(image, ImageError):
             return TeacherScores(
-                record_id=record.record_id, split=record.split, teacher="colours", labels=[], scores=[],
+                record_id=record.record_id, split=record.split, teacher="colors", labels=[], scores=[],
                 status="failed", reason="no_image" if image is None else image.reason,
             )  # fmt: skip
-        strength = dict(zip(self.labels, image.mean(axis=(0, 1)).tolist(), strict=True))
-        labels = sorted(self.labels, key=lambda label: -strength[label])
+        means = dict(zip(self.labels, image.mean(axis=(0, 1)).tolist(), strict=True))
+        labels = sorted(self.labels, key=lambda label: -means[label])
         return TeacherScores(
-            record_id=record.record_id, split=record.split, teacher="colours",
-            labels=labels, scores=[strength[label] for label in labels],
+            record_id=record.record_id, split=record.split, teacher="colors",
+            labels=labels, scores=[means[label] for label in labels],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A teacher as a user might write one: the longer a label's name, the better."""
+"""A teacher as a user might write one: the longer a label's name, the higher its score."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mint_ray.records import Label, Record, TeacherScores
 from mint_ray.teachers import FitReport
 
 
-class LongestName:
-    """`faults` are record ids whose rankings are spoilt in the way that `fault` names."""
+class LongestNameTeacher:
+    """Teacher that returns invalid results if `fault` names a kind of them."""
 
-    def __init__(self, step: float = 1.0, fault: str = "", silent: Sequence[str] = ()) -> None:
-        self.step, self.fault, self.silent = step, fault, set(silent)
+    def __init__(self, step: float = 1.0, fault: str = "") -> None:
+        self.step, self.fault = step, fault
 
     def inputs(self) -> dict[str, str]:
         return {} if self.fault != "inputs" else {"weights": ""}
@@ -33,21 +33,20 @@ class LongestName:
         return [self._score(record) for record in records][1 if self.fault == "fewer" else 0 :]
 
     def _score(self, record: Record) -> TeacherScores:
-        if record.record_id in self.silent:
-            return TeacherScores(
-                record_id=record.record_id, split=record.split, teacher="longest",
-                labels=[], scores=[], status="failed", reason="told_so",
-            )  # fmt: skip
         labels = sorted(self.names, key=lambda label: -len(self.names[label]))
         scores = [self.step * len(self.names[label]) for label in labels]
+        if self.fault == "ascending":
+            scores.reverse()
+        if self.fault == "nan":
+            scores[-1] = float("nan")
         return TeacherScores(
-            record_id="someone" if self.fault == "record" else record.record_id, split=record.split, teacher="longest",
-            labels=[*labels[:-1], labels[0]] if self.fault == "twice" else labels,
-            scores=scores[::-1] if self.fault == "ascending" else [*scores[:-1], float("nan")] if self.fault == "nan" else scores,
+            record_id="other" if self.fault == "record" else record.record_id, split=record.split,
+            teacher="longest_name", labels=[*labels[:-1], labels[0]] if self.fault == "duplicate" else labels,
+            scores=scores,
         )  # fmt: skip
 
 
 class NoScore:
-    """Lacks what a teacher is for."""
+    """Class without the method `score`."""
 
     inputs = fit = save = load = lambda self: None
