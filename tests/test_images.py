@@ -1,3 +1,5 @@
+"""Images are read by URI, within bounds, in order, and decoded ahead in threads."""
+
 from __future__ import annotations
 
 import gc
@@ -21,8 +23,8 @@ from mint_ray.images import (
     Frame,
     ImageError,
     Pixels,
+    decode_full_size,
     decode_image,
-    decode_whole,
     encode_image,
     read_image,
     read_images,
@@ -40,7 +42,7 @@ def picture(width: int = 48, height: int = 64, form: str = "PNG", mode: str = "R
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises more pixels than any machine holds."""
+    """Return a PNG of a few bytes whose header claims a huge image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -67,7 +69,7 @@ def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
     assert np.array_equal(decode_image(content, FRAME, "x"), np.asarray(Image.open(io.BytesIO(content))))
 
 
-def test_crop_keeps_the_middle_and_squash_keeps_all() -> None:
+def test_crop_keeps_the_center_and_squash_keeps_everything() -> None:
     pixels = np.zeros((32, 96, 3), np.uint8)
     pixels[:, 32:64] = 255
     target = io.BytesIO()
@@ -77,7 +79,7 @@ def test_crop_keeps_the_middle_and_squash_keeps_all() -> None:
     assert (squashed[:, 0].max(), squashed[:, 16].min(), squashed[:, 31].max()) == (0, 255, 0)
 
 
-def test_an_image_is_turned_upright_as_its_camera_says() -> None:
+def test_an_image_is_turned_upright_by_its_exif_orientation() -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)
     pixels[:4] = 255
     exif = Image.Exif()
@@ -88,16 +90,16 @@ def test_an_image_is_turned_upright_as_its_camera_says() -> None:
     assert (upright[0].max(), upright[-1].min()) == (0, 255)
 
 
-def test_sixteen_bits_of_grey_keep_their_order() -> None:
-    grey = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+def test_16_bit_gray_keeps_its_order() -> None:
+    gray = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
     target = io.BytesIO()
-    Image.fromarray(grey).save(target, "PNG")
+    Image.fromarray(gray).save(target, "PNG")
     image = decode_image(target.getvalue(), FRAME, "x")[..., 0].astype(int).ravel()
     assert (np.diff(image) >= 0).all()
     assert 120 < image[len(image) // 2] < 135
 
 
-def test_what_is_no_image_is_refused_with_its_reason() -> None:
+def test_a_file_that_is_no_image_is_refused_with_a_reason() -> None:
     assert reason(b"not an image") == "image_unknown_format"
     assert reason(b"") == "image_unknown_format"
     assert reason(picture(form="GIF")) == "image_unknown_format"
@@ -108,20 +110,20 @@ def test_what_is_no_image_is_refused_with_its_reason() -> None:
     assert reason(bytes(png)) in ("image_corrupt", "image_truncated")
 
 
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
     assert reason(bomb(60_000, 60_000)) == "image_too_many_pixels"
     assert reason(bomb(12_000, 12_000), Frame(size=32, max_pixels=1_000_000)) == "image_too_many_pixels"
     assert reason(picture(), Frame(size=32, max_bytes=100)) == "image_too_many_bytes"
 
 
-def test_a_file_is_measured_before_it_is_read(tmp_path: Path) -> None:
+def test_the_size_of_a_file_is_checked_before_it_is_read(tmp_path: Path) -> None:
     with (tmp_path / "x.png").open("wb") as file:
         file.truncate(10**11)  # sparse: reading it would take all memory
     with pytest.raises(ImageError, match="100,000,000,000 bytes"):
         read_image(str(tmp_path / "x.png"), FRAME)
 
 
-def test_one_bad_image_leaves_its_neighbours_alone(tmp_path: Path) -> None:
+def test_a_bad_image_does_not_affect_the_others(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(picture())
     (tmp_path / "bad.png").write_bytes(b"x")
     uris = [str(tmp_path / name) for name in ("good.png", "bad.png", "none.png")]
@@ -135,7 +137,7 @@ def test_one_bad_image_leaves_its_neighbours_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("width", "height", "shape"), [(200, 100, (32, 64, 3)), (30, 300, (64, 6, 3)), (20, 10, (10, 20, 3))]
 )
-def test_an_image_is_brought_within_a_size_and_keeps_its_form(
+def test_within_scales_an_image_down_and_keeps_its_aspect_ratio(
     width: int, height: int, shape: tuple[int, int, int]
 ) -> None:
     assert decode_image(picture(width, height), Frame(size=64, fit="within"), "x").shape == shape
@@ -152,7 +154,7 @@ def test_images_are_read_from_the_cells_of_a_table(tmp_path: Path) -> None:
             assert np.array_equal(found, decode_image(content, FRAME, "x"))
     with pytest.raises(ImageError, match="no row 5 among 5"):
         read_image(f"{path}#column=image&row=5", FRAME)
-    with pytest.raises(ImageError, match="row 0 holds no image"):
+    with pytest.raises(ImageError, match="row 0 contains no image"):
         read_image(f"{path}#column=name&row=0", FRAME)
     with pytest.raises(UserError, match="no column 'other'; found image, cell, name"):
         read_image(f"{path}#column=other&row=0", FRAME)
@@ -169,20 +171,20 @@ def test_images_are_read_from_object_storage(s3_root: str) -> None:
     assert caught.value.reason == "image_missing"
 
 
-def test_a_whole_image_keeps_its_size_and_survives_being_encoded() -> None:
-    pixels = decode_whole(picture(48, 64), "x.png", 10**6, 10**6)
+def test_an_image_at_full_size_survives_being_encoded() -> None:
+    pixels = decode_full_size(picture(48, 64), "x.png", 10**6, 10**6)
     assert pixels.shape == (64, 48, 3)
-    assert np.array_equal(decode_whole(encode_image(pixels), "x.png", 10**6, 10**6), pixels)
+    assert np.array_equal(decode_full_size(encode_image(pixels), "x.png", 10**6, 10**6), pixels)
 
 
-def test_a_whole_image_is_bounded_as_any_other() -> None:
+def test_an_image_at_full_size_is_bounded_as_any_other() -> None:
     for content, bounds, reason in (
         (picture(), (10, 10**6), "image_too_many_bytes"),
         (bomb(9_000, 9_000), (10**6, 10**6), "image_too_many_pixels"),
         (picture()[:200], (10**6, 10**6), "image_truncated"),
     ):
         with pytest.raises(ImageError) as caught:
-            decode_whole(content, "x.png", *bounds)
+            decode_full_size(content, "x.png", *bounds)
         assert caught.value.reason == reason
 
 

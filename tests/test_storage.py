@@ -1,3 +1,5 @@
+"""Files on a disk and on a real S3 server, also behind a proxy that injects faults."""
+
 from __future__ import annotations
 
 import os
@@ -29,7 +31,7 @@ def test_bytes_come_back_and_are_listed(root: str) -> None:
     assert storage.sha256(storage.join(root, "a/b.txt")) == expected
 
 
-def test_what_is_missing_is_named(root: str) -> None:
+def test_a_missing_file_or_folder_is_named(root: str) -> None:
     with pytest.raises(UserError, match=r"nothing\.txt: no such file"):
         storage.read_bytes(storage.join(root, "nothing.txt"))
     with pytest.raises(UserError, match="nothing: no such file or folder"):
@@ -67,7 +69,7 @@ def test_an_unknown_scheme_is_named() -> None:
         storage.resolve("ftp://host/x")
 
 
-WRONG = [
+WRONG_SETTINGS = [
     ("mint/", "nowhere/", {}, "does not exist"),
     ("mint/", "mint/", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "signature"),
     ("mint/", "mint/", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "connect"),
@@ -75,9 +77,11 @@ WRONG = [
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize(("there", "here", "environment", "said"), WRONG, ids=["bucket", "secret", "endpoint"])
-def test_what_is_wrong_with_a_bucket_is_one_line(
-    s3_root: str, monkeypatch: pytest.MonkeyPatch, there: str, here: str, environment: dict[str, str], said: str
+@pytest.mark.parametrize(
+    ("there", "here", "environment", "message"), WRONG_SETTINGS, ids=["bucket", "secret", "endpoint"]
+)
+def test_an_error_of_a_bucket_is_one_line(
+    s3_root: str, monkeypatch: pytest.MonkeyPatch, there: str, here: str, environment: dict[str, str], message: str
 ) -> None:
     for key, value in environment.items():
         monkeypatch.setenv(key, value)
@@ -85,7 +89,7 @@ def test_what_is_wrong_with_a_bucket_is_one_line(
     with pytest.raises(UserError, match=f"^{root}: cannot be written: ") as caught:
         storage.check_writable(root)
     assert "\n" not in str(caught.value)
-    assert said in str(caught.value).lower()
+    assert message in str(caught.value).lower()
 
 
 def test_of_several_writers_of_a_file_one_succeeds(root: str) -> None:
@@ -105,7 +109,7 @@ def test_a_writer_that_finds_its_own_bytes_has_succeeded(root: str) -> None:
     assert not storage.create_bytes(place, b"other", once=True)
 
 
-def test_where_the_store_cannot_create_once_it_is_looked_for_first(root: str) -> None:
+def test_a_store_without_conditional_writes_is_checked_first(root: str) -> None:
     place = storage.join(root, "looked", "file.txt")
     assert storage.create_bytes(place, b"mine", once=False)
     assert not storage.create_bytes(place, b"other", once=False)
@@ -114,15 +118,15 @@ def test_where_the_store_cannot_create_once_it_is_looked_for_first(root: str) ->
 
 @pytest.fixture
 def proxy(s3_root: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    """The S3 server behind a proxy."""
-    made = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
-    yield made
-    made.close()
+    """The S3 server behind a proxy that injects faults."""
+    proxy = FaultProxy(os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    yield proxy
+    proxy.close()
 
 
 @pytest.mark.s3
-def test_a_store_that_does_not_heed_conditions_is_found_out(s3_root: str, proxy: FaultProxy) -> None:
+def test_a_store_that_ignores_conditions_is_detected(s3_root: str, proxy: FaultProxy) -> None:
     proxy.arm("accepted", 2, when=lambda method, path: method == "PUT")
     assert not storage.creates_once(s3_root)
     assert storage.creates_once(f"{s3_root}/other")
@@ -130,7 +134,7 @@ def test_a_store_that_does_not_heed_conditions_is_found_out(s3_root: str, proxy:
 
 @pytest.mark.s3
 @pytest.mark.parametrize("fault", FAULTS)
-def test_reads_and_writes_outlast_a_store_that_fails_for_a_while(s3_root: str, proxy: FaultProxy, fault: Fault) -> None:
+def test_reads_and_writes_survive_a_store_that_fails_for_a_while(s3_root: str, proxy: FaultProxy, fault: Fault) -> None:
     place, content = storage.join(s3_root, fault, "file"), os.urandom(100_000)
     operations: dict[str, Callable[[], object]] = {
         "write": lambda: storage.write_bytes(place, content),
@@ -149,7 +153,7 @@ def test_reads_and_writes_outlast_a_store_that_fails_for_a_while(s3_root: str, p
 
 @pytest.mark.s3
 def test_a_client_has_no_quota_of_retries(s3_root: str, proxy: FaultProxy) -> None:
-    # the standard strategy of the AWS SDK gives up for good after a hundred
+    # the standard strategy of the AWS SDK never retries again after a hundred
     place = storage.join(s3_root, "file")
     storage.write_bytes(place, b"content")
     for _ in range(60):

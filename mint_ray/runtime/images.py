@@ -1,4 +1,4 @@
-"""Decode the images of a part of the records ahead of the teacher that will look at them."""
+"""Decode the images of a part of the records in a task, ahead of the actor that needs them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from mint_ray.images import Frame, ImageError, Seen, read_images_ahead
+from mint_ray.images import Frame, ImageError, Images, read_images_ahead
 
 MAX_AHEAD = 8
-"""Images that one task fetches or has decoded while it copies another; part of the memory that it reserves."""
+"""Maximum number of images that a task fetches and decodes ahead; they count towards its memory."""
 COLUMNS = pa.schema(
     [
         ("size", pa.int64()),
@@ -19,13 +19,12 @@ COLUMNS = pa.schema(
         ("messages", pa.list_(pa.string())),
     ]
 )
-"""The images of one part as one row, which Ray Data cannot cut: the pixels of those that could be read, one behind the
-other, and for each record null where its image is among them, an empty reason where it has none, or why it cannot be
-read."""
+"""Images of one part as one row, which Ray Data cannot split. `pixels` has those that could be read, concatenated. The
+list `reasons` has for each record null if its image is among them, "" if it has none, or the reason of its error."""
 
 
 def decode_images(uris: Sequence[str | None], frame: Frame) -> pa.Table:
-    """The images at `uris` as a row of COLUMNS. Raises what storage raises when it fails."""
+    """Return the images at `uris` as one row of COLUMNS. Raises OSError if storage fails."""
     pixels = np.empty((sum(uri is not None for uri in uris), frame.size, frame.size, 3), dtype=np.uint8)
     decoded = 0
     reasons: list[str | None] = []
@@ -41,7 +40,7 @@ def decode_images(uris: Sequence[str | None], frame: Frame) -> pa.Table:
             decoded += 1
         reasons.append(reason)
         messages.append(message)
-    # a row of gigabytes is not copied more often than need be
+    # built from buffers, as a row of gigabytes should not be copied
     content = pa.py_buffer(pixels[:decoded].reshape(-1))
     ends = pa.py_buffer(np.array([0, content.size], dtype=np.int64))
     columns = [
@@ -53,8 +52,8 @@ def decode_images(uris: Sequence[str | None], frame: Frame) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=COLUMNS)
 
 
-def seen_images(decoded: pa.Table) -> Seen | None:
-    """What `decode_images` made, without copying it; None of a row of nulls."""
+def decoded_images(decoded: pa.Table) -> Images | None:
+    """Return the images that `decode_images` decoded, without a copy; None for a row of nulls."""
     if not decoded["size"][0].is_valid:
         return None
     size = decoded["size"][0].as_py()
@@ -68,16 +67,16 @@ def seen_images(decoded: pa.Table) -> Seen | None:
 
 
 def _bytes_of(column: pa.ChunkedArray) -> pa.Buffer:
-    """The only value of a column, where it lies; a scalar would be a copy."""
+    """Return the buffer of the only value of a column; a scalar would be a copy."""
     [chunk] = [chunk for chunk in column.chunks if len(chunk)]
     _, ends, content = chunk.buffers()
     start, end = np.frombuffer(ends, dtype=np.int64)[chunk.offset : chunk.offset + 2].tolist()
     return content[start:end]
 
 
-def memory_to_decode(records: int, frame: Frame) -> int:
-    """Bytes that decoding the images of so many records takes at most, for Ray to keep free."""
-    part = records * frame.size**2 * 3
-    # Pillow holds the image being decoded twice, in up to four bytes a pixel, when it changes its mode
+def decoding_memory(num_records: int, frame: Frame) -> int:
+    """Return the maximum memory, in bytes, of a task that decodes the images of `num_records` records."""
+    part = num_records * frame.size**2 * 3
+    # Pillow has the image that it decodes twice, with up to four bytes per pixel, when it changes its mode
     decoding = 8 * frame.max_pixels + (frame.max_bytes + frame.size**2 * 3) * (MAX_AHEAD + 1)
     return 2 * part + decoding  # the part is copied once, into Ray's object store
