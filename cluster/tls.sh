@@ -3,7 +3,7 @@
 #   cluster/tls.sh FOLDER [ca.crt ca.key]
 # The first machine creates the authority; pass its ca.crt and ca.key on each other machine. Then set, on every machine
 # and for every driver: RAY_USE_TLS=1 RAY_TLS_SERVER_CERT=FOLDER/tls.crt RAY_TLS_SERVER_KEY=FOLDER/tls.key
-# RAY_TLS_CA_CERT=FOLDER/ca.crt. The dashboard stays on plain HTTP: keep it on loopback, or behind a proxy with TLS.
+# RAY_TLS_CA_CERT=FOLDER/ca.crt. The dashboard uses plain HTTP: keep it on loopback, or behind a proxy with TLS.
 set -euo pipefail
 umask 077
 folder=${1:?the folder for the certificates}

@@ -37,7 +37,9 @@ ADDRESS = click.option(
 @click.option("--again", is_flag=True, help="Run the job again even if it has succeeded.")
 @click.option("--shared-disk", is_flag=True, help="Every node of the cluster mounts this machine's disks.")
 @click.option(
-    "--requirements", type=click.Path(path_type=Path), help="pip requirements that the cluster's image lacks."
+    "--requirements",
+    type=click.Path(path_type=Path),
+    help="pip requirements missing from the cluster's image.",
 )
 def submit(
     address: str,

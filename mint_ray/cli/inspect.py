@@ -32,12 +32,14 @@ def check(spec: Path, pixels: bool, **given: Any) -> None:
 
     from mint_ray.config.loader import UserError
     from mint_ray.pipeline import check_pipeline
-    from mint_ray.stages.embed_texts import select_texts
     from mint_ray.stages.prepare import select_records
 
     check_pipeline(config)
     prepared = select_records(config.prepare, config.task)
     if config.prepare.match_texts is not None:
+        # imported here because it loads Ray
+        from mint_ray.stages.embed_texts import select_texts
+
         texts, dropped = select_texts(config.prepare, prepared.records)
         click.echo(f"{spec}: {len(texts):,} texts to match with images; dropped: {_list_counts(dropped)}")
     config.pair.sampler.check_num_labels(len(prepared.labels))
@@ -135,7 +137,7 @@ def _estimate_memory(config: PipelineConfig) -> str:
 def _check_pixels(config: PipelineConfig, prepared: Prepared) -> bool:
     """Print how the student's output changes with the image; return False if it does not change."""
     from mint_ray.records import Message, PreferencePair
-    from mint_ray.students import check_images
+    from mint_ray.students.checks import check_images
     from mint_ray.tasks import build_task
     from mint_ray.trainers.image_dependence import measure_image_effects
 

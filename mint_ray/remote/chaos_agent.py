@@ -51,7 +51,7 @@ class FaultInjector:
         Args:
             root: s3:// or gs:// address.
             seconds: Duration.
-            nodes: Addresses of the cluster's nodes, which must stay reachable.
+            nodes: Addresses of the cluster's nodes, which must remain reachable.
             dry_run: Only resolve the addresses.
 
         Raises:

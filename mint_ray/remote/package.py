@@ -14,7 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from mint_ray import storage
-from mint_ray.config.loader import UserError, dump, fingerprint
+from mint_ray.config.loader import UserError, dump, fingerprint, without_resources
 from mint_ray.config.pipeline import PipelineConfig
 
 SPEC = "resolved-spec.yaml"
@@ -72,7 +72,7 @@ def build_package(
         config: Config of a run, a comparison or a sweep.
         verb: Command of `mint-ray` that the job runs.
         shared_disk: Treat local paths as visible from every node.
-        requirements: File with pip requirements that the cluster's image lacks.
+        requirements: File with pip requirements that are missing from the cluster's image.
         working_dir: Folder that the config's relative paths start from (default: the current one).
 
     Raises:
@@ -96,7 +96,7 @@ def build_package(
     return JobPackage(
         verb=verb,
         root=root,
-        fingerprint=fingerprint(*parts, data),
+        fingerprint=fingerprint(*parts, without_resources(config, data)),
         resources=fingerprint(*parts, files[SPEC].decode()),
         files=files,
         requirements=packages,

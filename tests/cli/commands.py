@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = {"torch", "ray", "transformers", "trl", "peft", "deepspeed", "optuna", "sklearn", "scipy", "pandas"}
-"""Packages that a command imports only when it needs them."""
+FRAMEWORKS = {"torch", "ray", "transformers", "trl", "peft", "deepspeed", "optuna"}
+"""Packages that only stages import."""
+HEAVY = FRAMEWORKS | {"sklearn", "scipy", "pandas"}
+"""Packages that neither configs nor the command line import at start-up."""
 TABLE_HEADER = "record_id,group_id,label_id,phenotypes\n"
 
 

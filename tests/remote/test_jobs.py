@@ -12,7 +12,7 @@ from ray.job_submission import JobDetails
 from mint_ray.artifacts import verify
 from mint_ray.remote.jobs import exit_code, read_outcome
 from tests.cluster_heads import Head, start_head
-from tests.test_pipeline import STAGES, write_spec
+from tests.test_pipeline import STEPS, write_spec
 from tests.tiny import save_tiny_student
 
 FOLLOW = ("--shared-disk", "--follow")
@@ -42,8 +42,8 @@ def test_a_followed_run_ends_with_its_artifacts_and_resubmitting_returns_the_sam
     first = head.mint_ray("submit", str(spec), *root, *FOLLOW)
     assert first.returncode == 0, first.stdout[-4000:] + first.stderr[-4000:]
     assert "train: 3 of 3 steps" in first.stdout
-    artifacts = dict(line.split(": ", 1) for line in first.stdout.splitlines()[-len(STAGES) :])
-    assert list(artifacts) == STAGES
+    artifacts = dict(line.split(": ", 1) for line in first.stdout.splitlines()[-len(STEPS) :])
+    assert list(artifacts) == STEPS
     for uri in artifacts.values():
         assert verify(uri) == []
 
@@ -52,7 +52,7 @@ def test_a_followed_run_ends_with_its_artifacts_and_resubmitting_returns_the_sam
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines()[0] == f"job: {job_id} (already on the cluster)"
     assert f"mint-ray stop {job_id}" in again.stdout.splitlines()[1]
-    assert again.stdout.splitlines()[-len(STAGES) :] == first.stdout.splitlines()[-len(STAGES) :]
+    assert again.stdout.splitlines()[-len(STEPS) :] == first.stdout.splitlines()[-len(STEPS) :]
     assert [line.split(":")[0] for line in jobs(head)].count(job_id) == 1
 
     diagnosis = head.mint_ray("doctor", str(spec), *root)
