@@ -1,6 +1,8 @@
 """Teachers: models that score every candidate label of a record.
 
 Importing this loads no torch, transformers or scikit-learn; `build_teacher` loads what the kind of teacher needs.
+
+Tested by tests/teachers/test_conformance.py and tests/teachers/test_inputs.py.
 """
 
 from __future__ import annotations

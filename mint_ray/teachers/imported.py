@@ -66,11 +66,11 @@ class ImportedTeacher:
         return report
 
     def save(self, folder: Path) -> None:
-        """Let the user's teacher write what it has learned."""
+        """Call `save` of the user's teacher."""
         self.teacher.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Let the user's teacher read what it has written."""
+        """Call `load` of the user's teacher."""
         self.teacher.load(folder)
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:

@@ -21,7 +21,7 @@ LABELS = [
 
 
 def make_record(number: int, *terms: str, split: Split = "train") -> Record:
-    """A record of the first label with these phenotypes; `!` marks an excluded one."""
+    """Return a record of the first label with these phenotypes; `!` marks an excluded one."""
     phenotypes = [Phenotype(id=term.lstrip("!"), label="", excluded=term.startswith("!")) for term in terms]
     return Record(
         record_id=f"r{number}", group_id=f"g{number}", label_id=LABELS[0].label_id, phenotypes=phenotypes, split=split
@@ -49,13 +49,13 @@ def fit_and_reload(build: Callable[[], Teacher], folder: Path) -> Teacher:
 
 
 def check_order(teacher: Teacher) -> None:
-    """One row per record, in order."""
+    """Check that there is one row per record, in order."""
     rows = teacher.score(RECORDS)
     assert [(row.record_id, row.split) for row in rows] == [(row.record_id, row.split) for row in RECORDS]
 
 
 def check_ranking(teacher: Teacher) -> None:
-    """Every row ranks each label once, best score first, or has a reason why there is no ranking."""
+    """Check that every row ranks each label once, best score first, or has a reason for having no ranking."""
     rows = teacher.score(RECORDS)
     for row in rows:
         if row.status == "failed":
@@ -68,19 +68,19 @@ def check_ranking(teacher: Teacher) -> None:
 
 
 def check_batches(teacher: Teacher) -> None:
-    """The scores of a record do not depend on its batch."""
+    """Check that the scores of a record do not depend on its batch."""
     together = teacher.score(RECORDS)
     assert [teacher.score([record])[0] for record in RECORDS] == together
     assert teacher.score(RECORDS[::-1]) == together[::-1]
 
 
 def check_pickling(teacher: Teacher) -> None:
-    """A pickled teacher gives the same scores."""
+    """Check that a pickled teacher gives the same scores."""
     assert pickle.loads(pickle.dumps(teacher)).score(RECORDS) == teacher.score(RECORDS)  # noqa: S301
 
 
 def check_images(teacher: Teacher) -> None:
-    """An image teacher gives the same scores for images that others have decoded."""
+    """Check that an image teacher gives the same scores for decoded images."""
     if not isinstance(teacher, ImageTeacher):
         return
     frame = teacher.frame()

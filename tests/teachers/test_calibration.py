@@ -9,7 +9,7 @@ from mint_ray.teachers import calibration
 
 
 def sample(factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits whose labels are drawn from their softmax, then multiplied by `factor`."""
+    """Return logits whose labels are drawn from their softmax, then multiplied by `factor`, and the labels."""
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(4000, 3)) * 2
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

@@ -48,7 +48,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five images of noise, of the model's own size, and a file that is no image."""
+    """Save five images of noise, of the model's own size, and a file that is no image."""
     folder = tmp_path_factory.mktemp("images")
     for number in range(5):
         pixels = np.random.default_rng(number).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
@@ -68,7 +68,7 @@ def fitted(folder: Path, records: list[Record] = [], **settings: Any) -> ClipTea
 
 
 def scores(row: TeacherScores) -> list[float]:
-    """Scores in the order of the labels."""
+    """Return the scores in the order of the labels."""
     by_label = dict(zip(row.labels, row.scores, strict=True))
     return [by_label[label.label_id] for label in LABELS]
 
@@ -196,7 +196,7 @@ def test_pixels_are_those_of_the_model_s_own_processor(model: Path, tmp_path: Pa
 
 
 def color_records(folder: Path, split: str, count: int, noise: float, first: int = 0) -> list[Record]:
-    """Red, green and blue images with noise; each color is a label."""
+    """Return records of red, green and blue images with noise; each color is a label."""
     rng = np.random.default_rng([count, first])
     records = []
     for number in range(count):

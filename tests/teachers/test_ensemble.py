@@ -20,7 +20,7 @@ IDS = [label.label_id for label in LABELS]
 
 
 def table(path: Path, scores: dict[str, list[float]], labels: list[str] = IDS) -> Table:
-    """A teacher that gives each record of `scores` these scores, in the order of `labels`."""
+    """Return a teacher that gives each record of `scores` these scores, in the order of `labels`."""
     rows = [
         f"{record},{label},{score}"
         for record, given in scores.items()
@@ -84,7 +84,7 @@ def test_a_label_that_a_member_does_not_rank_gets_an_equal_share(tmp_path: Path)
 
 
 def likelihood(probability_RM: np.ndarray, weights: tuple[float, ...]) -> float:
-    """Mean log-likelihood, computed record by record."""
+    """Return the mean log-likelihood, computed record by record."""
     total = 0.0
     for row in probability_RM:
         answered = [(weight, p) for weight, p in zip(weights, row, strict=True) if not math.isnan(p)]

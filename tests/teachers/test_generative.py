@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def plain(model: Path, tmp_path: Path) -> Path:
-    """The same model without a chat template."""
+    """Save the same model without a chat template."""
     folder = tmp_path / "plain"
     shutil.copytree(model, folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -52,7 +52,7 @@ def fitted(folder: Path, labels: list[Label] = LABELS, **settings: str) -> Gener
 
 
 def one_by_one(folder: Path, text: str, answer: str) -> tuple[float, int]:
-    """Log-probability of `answer` and EOS given `text`, in a forward pass of its own, and the number of its tokens."""
+    """Return the log-probability of `answer` and EOS given `text`, from a pass of its own, and its number of tokens."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
     tokens = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
@@ -122,7 +122,7 @@ def image_teacher(folder: Path) -> GenerativeImageTeacher:
 
 
 def with_image(folder: Path, image_uri: str, answer: str) -> float:
-    """Log-probability of `answer` and EOS given image and prompt, in a forward pass of its own."""
+    """Return the log-probability of `answer` and EOS given image and prompt, in a forward pass of its own."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     parts = [{"type": "image"}, {"type": "text", "text": "A boy of four. Which?"}]

@@ -45,7 +45,7 @@ print(json.dumps([inputs, [name for name in {HEAVY!r} if name in sys.modules]]))
 
 
 def model(folder: Path, **config: Any) -> str:
-    """A folder that looks like a model; nothing loads it."""
+    """Save a folder that looks like a model; it cannot be loaded."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"weights")

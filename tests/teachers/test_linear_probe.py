@@ -11,7 +11,7 @@ from mint_ray.teachers.linear_probe import INVERSE_REGULARIZATIONS, apply_probe,
 
 
 def blobs(rows: int, spread: float, seed: int, labels: int = 3, width: int = 5) -> tuple[Floats, Indices]:
-    """Gaussian clouds around unit vectors; the last label has most rows."""
+    """Return Gaussian clouds around unit vectors; the last label has most rows."""
     rng = np.random.default_rng(seed)
     label_N = np.minimum(rng.integers(0, labels + 2, rows), labels - 1)
     centers = np.eye(width)[:labels]

@@ -46,7 +46,7 @@ def save_tiny_clip(path: Path, family: Literal["clip", "siglip"] = "clip", seed:
 
 
 def tiny_tokenizer(ends: Literal["clip", "siglip"]) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer; CLIP's adds a start and an end token, SigLIP's an end token."""
+    """Return a byte-level tokenizer; CLIP's adds a start and an end token, SigLIP's an end token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

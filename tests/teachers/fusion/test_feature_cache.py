@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_records(folder: Path) -> list[Record]:
-    """Four training records and two validation records, each with an image and four phenotypes."""
+    """Return four training records and two validation records, each with an image and four phenotypes."""
     return [
         Record(
             record_id=f"r{number}",

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def xor_records(folder: Path, count: int = 96) -> list[Record]:
-    """Records whose label says whether image and field agree, so that neither predicts it alone."""
+    """Return records whose label says whether image and field agree, so that neither predicts it alone."""
     splits: list[Split] = ["train", "train", "train", "validation"]
     records = []
     for number in range(count):
