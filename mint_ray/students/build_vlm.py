@@ -1,4 +1,4 @@
-"""Build a vision-language student from a vision encoder, a language model, and a projector between them.
+"""Construction of a vision-language student from a vision encoder, a language model, and a projector between them.
 
 The architecture is LLaVA's (arXiv 2304.08485): the projector maps the encoder's features of an image to tokens in the
 prompt. Only the projector is new. It is trained on captions first, while encoder and language model are frozen.

@@ -1,4 +1,4 @@
-"""Check that a student fits its task; loads no weights and no torch."""
+"""A check that a student fits its task; it loads no weights, and importing it loads no torch."""
 
 from __future__ import annotations
 

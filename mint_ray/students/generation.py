@@ -12,13 +12,13 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from mint_ray.config.loader import UserError
-from mint_ray.images import ImageError, Pixels, read_image
+from mint_ray.images import ImageError, Pixels
 from mint_ray.layouts import Example, Layout
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.layouts.images import collate_images, image_kwargs, token_type_kwargs
 from mint_ray.layouts.likelihood import completion_scores
 from mint_ray.layouts.prefix import longest_common_prefix
-from mint_ray.models.vision_processor import FRAME, PROBE_IMAGE, ProcessedImage
+from mint_ray.models.vision_processor import PROBE_IMAGE, ProcessedImage
 from mint_ray.records import Message
 from mint_ray.students.config import Generation, Student
 from mint_ray.students.constrained_decoding import AllowedAnswers, AnswerTokens, DecodingState
@@ -80,7 +80,7 @@ class StudentGenerator:
 
         Args:
             prompt: The prompt, which must not contain the image token.
-            pixels: The image as decoded by `mint_ray.images` with `FRAME`, the error of decoding it, or None.
+            pixels: The image as decoded with `vision_processor.FRAME`, the error of decoding it, or None.
             name: Name of the image in errors, such as its URI.
 
         Raises:
@@ -95,10 +95,6 @@ class StudentGenerator:
         processed = self.vision_processor.process(pixels, name)
         self.vision_processor.render(prompt, processed)
         return processed
-
-    def read_image(self, prompt: Sequence[Message], uri: str | None) -> ProcessedImage:
-        """Read and decode the image at `uri`, and process it as `process_image` does."""
-        return self.process_image(prompt, None if uri is None else read_image(uri, FRAME), uri or "")
 
     def generate(self, prompts: Sequence[Sequence[Message]], images: Images = None) -> list[str]:
         """Return one completion per prompt by greedy decoding, up to EOS (excluded) or `max_new_tokens`.

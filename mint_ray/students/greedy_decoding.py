@@ -21,7 +21,7 @@ TOKENS_PER_ROUND = 16
 class PreallocatedLayer(DynamicLayer):
     """Keys and values of one layer in a buffer that is larger than needed: a new token is written without a copy.
 
-    transformers' own layer copies all keys and values for each token, which for a batch takes longer than the computation.
+    transformers' own layer copies all keys and values for each token, which takes longer than the computation itself.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Load a student's tokenizer, processor and model, with or without its adapter, and save what was trained."""
+"""Loading of a student's tokenizer, processor and model, with or without its adapter, and saving of trained weights."""
 
 from __future__ import annotations
 

@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 
 from mint_ray.config.loader import UserError
-from mint_ray.images import ImageError
+from mint_ray.images import ImageError, read_images
 from mint_ray.layouts import Example
 from mint_ray.models.pretrained import PretrainedModel
-from mint_ray.models.vision_processor import VisionProcessor
+from mint_ray.models.vision_processor import FRAME, VisionProcessor
 from mint_ray.records import Message
 from mint_ray.students.config import Generation, Student
 from mint_ray.students.constrained_decoding import AllowedAnswers
 from mint_ray.students.generation import StudentGenerator
 from mint_ray.students.loading import load_model
-from tests.tiny import CHAT_TEMPLATE
-from tests.vision_students import TEMPLATE, save_image, save_tiny_vlm
+from tests.tiny import CHAT_TEMPLATE, save_tiny_student
+from tests.vision_students import TEMPLATE, noise, save_image, save_tiny_vlm
 
 PROMPT = [Message(role="system", content="You see."), Message(role="user", content="Which tissue?")]
 SAVED = ["llava", "idefics3", "gemma3", "mllama"]
@@ -172,15 +172,13 @@ def test_a_processor_for_videos_names_the_extra_that_it_needs(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", SAVED)
-def test_answers_depend_on_the_image_and_not_on_the_batch(
-    family: str, folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_answers_depend_on_the_image_and_not_on_the_batch(family: str, folders: dict[str, Path]) -> None:
     student = Student(model_id=str(folders[family]))
     answers = AllowedAnswers(labels=("a", "b", "c"), length=1, to_text=lambda ids: f"It is '{ids[0]}'")
     generator = StudentGenerator(student, Generation(max_new_tokens=8), answers=answers, batch_size=3)
     prompts = [[Message(role="user", content=text)] for text in ("Which?", "Which tissue is this one here?", "Which?")]
     images = [
-        generator.read_image(prompt, save_image(tmp_path / f"{number}.png", number, 40, 40 + 20 * number))
+        generator.process_image(prompt, noise(number, 40, 40 + 20 * number), "noise")
         for number, prompt in enumerate(prompts)
     ]
     one_by_one = [generator.generate([prompt], [image])[0] for prompt, image in zip(prompts, images, strict=True)]
@@ -193,3 +191,34 @@ def test_answers_depend_on_the_image_and_not_on_the_batch(
     assert {text[:7] for text in chosen} == {"It is '"}
     ranked = generator.rank(prompts, images)
     assert ranked[0] != pytest.approx(ranked[2], abs=1e-3)
+
+
+def test_an_image_can_be_decoded_ahead(folders: dict[str, Path], tmp_path: Path) -> None:
+    processor = load(folders["llava"])
+    uri = save_image(tmp_path / "a.png", 1)
+    ids = processor.encode(PROMPT, processor.read(uri))
+    example = Example(record_id="r7", prompt_ids=ids, completions=[[5]], pairs=[], image_uri=uri)
+    [decoded, missing] = read_images([uri, str(tmp_path / "missing.png")], FRAME)
+    read, given = processor.add_image(example).image, processor.add_image(example, decoded).image
+    assert read
+    assert given
+    torch.testing.assert_close(given.tensors, read.tensors, rtol=0, atol=0)
+    with pytest.raises(
+        UserError, match=r"record 'r7': the image cannot be read any more: .*missing\.png: no such file"
+    ):
+        processor.add_image(example, missing)
+
+
+def test_an_image_that_a_prompt_cannot_have_has_a_reason(folders: dict[str, Path], tmp_path: Path) -> None:
+    generator = StudentGenerator(Student(model_id=str(folders["llava"])), Generation())
+    [broken] = read_images([str(tmp_path / "missing.png")], FRAME)
+    for pixels, reason in ((None, "no_image"), (broken, "image_missing")):
+        with pytest.raises(ImageError) as error:
+            generator.process_image(PROMPT, pixels, "x")
+        assert error.value.reason == reason
+    with pytest.raises(ImageError) as error:
+        generator.process_image([Message(role="user", content="What is <image>?")], noise(1), "x")
+    assert error.value.reason == "image_token_in_text"
+    text_student = StudentGenerator(Student(model_id=str(save_tiny_student(tmp_path / "text"))), Generation())
+    with pytest.raises(ValueError, match="a text student takes no images"):
+        text_student.process_image(PROMPT, noise(1), "x")

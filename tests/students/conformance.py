@@ -13,7 +13,8 @@ from mint_ray.layouts import Example
 from mint_ray.layouts.choice import choose_layout
 from mint_ray.models.pretrained import check_model, model_identity
 from mint_ray.records import Message
-from mint_ray.students import Generation, Student, check_images
+from mint_ray.students.checks import check_images
+from mint_ray.students.config import Generation, Student
 from mint_ray.students.constrained_decoding import AllowedAnswers
 from mint_ray.students.generation import Images, StudentGenerator
 from mint_ray.students.loading import load_model, load_processor, load_tokenizer, load_vision_processor, save_adapter

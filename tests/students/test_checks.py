@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mint_ray.config.loader import UserError
-from mint_ray.students import Student, check_images
+from mint_ray.students.checks import check_images
+from mint_ray.students.config import Student
 from tests.tiny import save_tiny_student
 from tests.vision_students import save_tiny_vlm
 

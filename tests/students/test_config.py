@@ -76,7 +76,8 @@ def test_checks_and_identity_import_no_torch(tmp_path: Path) -> None:
     code = """
 import pathlib, sys
 from mint_ray.models.pretrained import check_model, model_identity
-from mint_ray.students import Student, check_images
+from mint_ray.students.checks import check_images
+from mint_ray.students.config import Student
 
 folder = pathlib.Path(sys.argv[1])
 (folder / "config.json").write_text('{"vision_config": {}}')
