@@ -1,4 +1,4 @@
-"""Write the model card of an aligned student: what it is, what it learned from, and what it is not for."""
+"""Model card of an aligned student: base model, training data, training, evaluation and intended use."""
 
 from __future__ import annotations
 
@@ -6,39 +6,45 @@ import re
 from typing import Any
 
 from mint_ray import storage
-from mint_ray.artifacts import MANIFEST, Manifest, package_versions, read_manifest
-from mint_ray.metrics import Estimate
-from mint_ray.reports.card import UNKNOWN, license_of, markdown_template, without_access
-from mint_ray.reports.summary import RESEARCH_USE, RunSummary, show, title_of
-from mint_ray.reports.text import escape
+from mint_ray.artifacts import Manifest, package_versions
+from mint_ray.metrics.methods import read_methods
+from mint_ray.reports.dataset_card import UNKNOWN, find_section, license_of, read_input, trace_records
+from mint_ray.reports.tables import markdown_lines
+from mint_ray.reports.templates import render_card
+from mint_ray.reports.text import results_table
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 DIGEST = re.compile("[0-9a-f]{64}")
 
 
-def describe_student(uri: str, train: Manifest, *, merged: bool, evaluate: Manifest | None = None) -> str:
-    """The card of the student in the train artifact at `uri`, in the Hub's form: a YAML head, then Markdown.
+def render_model_card(uri: str, train: Manifest, *, merged: bool, evaluate: Manifest | None = None) -> str:
+    """Return the model card of a train artifact's student in the Hub's format: YAML metadata, then Markdown.
 
-    License, citation, teacher and sampler are found by the names of the artifacts that went into it, beside it; what is
-    not there any more is called unknown. `evaluate` gives the table of metrics. URIs and settings lose what gives
-    access, as in the card of the pairs.
+    License, citation, teacher and sampler come from the artifacts that it was made from, in the same root; they are
+    unknown if these are missing. Credentials are removed, as from the dataset card.
+
+    Args:
+        uri: URI of the train artifact.
+        train: Its manifest.
+        merged: True if the adapter is merged into the base model, or the model was trained in full.
+        evaluate: Manifest of an evaluation of this student, for the table of metrics.
     """
     root = storage.absolute(uri).rpartition("/")[0]
-    tokens = _input(root, train, "tokens")
-    pairs = _input(root, tokens, "pairs")
-    records = _input(root, pairs, "records")
-    scores = _input(root, pairs, "scores")
-    teacher = _input(root, scores, "teacher")
+    tokens = read_input(root, train, "tokens")
+    pairs = read_input(root, tokens, "pairs")
+    origin = trace_records(root, read_input(root, pairs, "records"))
+    teacher = read_input(root, read_input(root, pairs, "scores"), "teacher")
     student: dict[str, Any] = train.config["train"]["student"]
     model_id = student["model_id"]
-    source = without_access(_section(records, "prepare", "source"))
-    return markdown_template("student.md.j2").render(
-        research_use=RESEARCH_USE,
+    source = find_section(origin, "prepare", "source")
+    of_pairs = [pairs] if pairs else []
+    return render_card(
+        "model_card.md.j2",
         name=storage.absolute(uri).rpartition("/")[2],
         merged=merged,
-        whole=student["lora_rank"] is None,
+        full=student["lora_rank"] is None,
         model_id=model_id,
-        # the head takes ids of the Hub alone; a folder can be called a/b too, but is known by a digest
+        # the metadata accepts only ids of the Hub; a folder can look like one, but its weights have a digest
         on_hub=bool(HUB_ID.fullmatch(model_id)) and not DIGEST.fullmatch(train.inputs["student"]),
         revision=student["revision"],
         weights=train.inputs["student"],
@@ -47,40 +53,19 @@ def describe_student(uri: str, train: Manifest, *, merged: bool, evaluate: Manif
         records=tokens and pairs and pairs.inputs.get("records", UNKNOWN),
         pairs=tokens and tokens.inputs.get("pairs", UNKNOWN),
         counts=pairs.counts if pairs else {},
-        teacher=without_access(_section(teacher, "fit", "teacher")),
-        sampler=without_access(_section(pairs, "pair", "sampler")),
-        task=without_access(_section(pairs, "task")),
+        teacher=find_section([teacher] if teacher else [], "fit", "teacher"),
+        sampler=find_section(of_pairs, "pair", "sampler"),
+        task=find_section(of_pairs, "task"),
         student=student,
         trainer=train.config["train"]["trainer"],
         outcome=train.metrics,
-        table=_table(evaluate) if evaluate else [],
+        table=_results(evaluate) if evaluate else [],
         evaluated=evaluate.counts if evaluate else {},
         versions=package_versions(),
     )
 
 
-def _table(evaluate: Manifest) -> list[str]:
-    methods = {
-        method: {name: Estimate(**value) for name, value in measured.items()}
-        for method, measured in evaluate.metrics.items()
-    }
-    names = RunSummary(title="", methods=methods).metrics
-    rows = [[title_of(name), *(show(found.get(name)) for found in methods.values())] for name in names]
-    head, *body = ["| " + " | ".join(map(escape, row)) + " |" for row in [["metric", *methods], *rows]]
-    return [head, "|---|" + "---:|" * len(methods), *body]
-
-
-def _input(root: str, manifest: Manifest | None, name: str) -> Manifest | None:
-    """The manifest of what went into another artifact under this name, if it lies beside it."""
-    if manifest is None or name not in manifest.inputs:
-        return None
-    uri = storage.join(root, manifest.inputs[name])
-    return read_manifest(uri) if storage.exists(storage.join(uri, MANIFEST)) else None
-
-
-def _section(manifest: Manifest | None, *keys: str) -> dict[str, Any]:
-    section: Any = manifest.config if manifest else {}
-    for key in keys:
-        section = section.get(key, {})
-    found: dict[str, Any] = section
-    return found
+def _results(evaluate: Manifest) -> list[str]:
+    estimates = {method.title: found for method, found in read_methods(evaluate.metrics).items()}
+    table = results_table(estimates, evaluate.config["evaluate"]["confidence"])
+    return markdown_lines(table) if table else []

