@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from mint_ray.config.loader import settings
+from typing import ClassVar
+
+from mint_ray.config.loader import Resources, settings
 
 
 @settings
-class ParallelResources:
-    """How work on several students is spread; changes no result."""
+class ParallelResources(Resources):
+    """Number of runs at a time; changes no result."""
 
     max_concurrent: int = 1
-    """Students at a time. What each asks of the cluster stands in the resources of its stages, and nothing is held
-    while a stage waits for them, so that they delay each other and never block each other."""
+    """Maximum number of runs at a time. Each stage of a run requests its own resources and waits until they are free;
+    a waiting run keeps nothing allocated, so runs delay but never block each other."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"concurrent": "max_concurrent"}
 
     def __post_init__(self) -> None:
         if self.max_concurrent < 1:

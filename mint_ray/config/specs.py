@@ -1,4 +1,4 @@
-"""The config class that each command reads a spec as."""
+"""Config classes of the commands that read a spec."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.config.sweep import SweepConfig
 
 
-def config_class(verb: str) -> type[PipelineConfig]:
-    """Return the config class of a command-line verb."""
-    return {"compare": ComparisonConfig, "sweep": SweepConfig}.get(verb, PipelineConfig)
+def config_class(command: str) -> type[PipelineConfig]:
+    """Return the config class that a command of `mint-ray` reads its spec as."""
+    return {"compare": ComparisonConfig, "sweep": SweepConfig}.get(command, PipelineConfig)

@@ -1,73 +1,77 @@
-"""What a sweep may vary, in which order it tries, when it gives a trial up, and what it calls better."""
+"""Settings of a hyperparameter sweep: search space, search algorithm, pruner and the metric to improve."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mint_ray.config.loader import dump, from_data, settings
+from mint_ray.config.loader import settings
 from mint_ray.config.parallel import ParallelResources
 from mint_ray.config.pipeline import PipelineConfig
 
 
 @settings
 class Float:
-    """Any number between two ends."""
+    """A floating-point range."""
 
     kind: Literal["float"] = "float"
     low: float
-    """Least value."""
+    """Lower bound, inclusive."""
     high: float
-    """Greatest value."""
+    """Upper bound, inclusive."""
     log: bool = False
-    """Draw evenly over the logarithm: as often between 0.01 and 0.1 as between 0.1 and 1."""
-    points: int | None = None
-    """How many values a grid takes, both ends among them; other searches do not look at it."""
+    """Sample uniformly on a logarithmic scale."""
+    num_points: int | None = None
+    """Number of values that a grid search tries, both bounds included; other searches ignore it."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"points": "num_points"}
 
     def __post_init__(self) -> None:
-        _check_ends(self.low, self.high, self.log)
-        if self.points is not None and self.points < 2:
-            raise ValueError(f"points must be at least 2, got {self.points}")
+        _check_bounds(self.low, self.high, self.log)
+        if self.num_points is not None and self.num_points < 2:
+            raise ValueError(f"num_points must be at least 2, got {self.num_points}")
 
 
 @settings
 class Int:
-    """A whole number between two ends."""
+    """An integer range."""
 
     kind: Literal["int"] = "int"
     low: int
-    """Least value."""
+    """Lower bound, inclusive."""
     high: int
-    """Greatest value."""
+    """Upper bound, inclusive."""
     log: bool = False
-    """Draw evenly over the logarithm."""
+    """Sample uniformly on a logarithmic scale."""
     step: int = 1
-    """Distance of neighbouring values, counted from `low`."""
+    """Distance between neighbouring values, counted from `low`."""
 
     def __post_init__(self) -> None:
-        _check_ends(self.low, self.high, self.log)
+        _check_bounds(self.low, self.high, self.log)
         if self.step < 1:
             raise ValueError(f"step must be positive, got {self.step}")
         if self.log and self.step != 1:
-            raise ValueError(f"step must be 1 where log is true, got {self.step}")
+            raise ValueError(f"step must be 1 if log is true, got {self.step}")
 
 
 @settings
 class Choice:
-    """One of several members: plain values, lists, or sections that may hold ranges and choices of their own.
+    """A categorical parameter: plain values, lists, or sections that may contain ranges and choices themselves.
 
-    What stands inside a section is drawn in the trials that chose it and in no other, so that a sampler brings its own
-    parameters.
+    Ranges inside a section are conditional parameters: they are sampled only in trials that picked this section. This
+    is how a sampler brings its own parameters.
     """
 
     kind: Literal["choice"] = "choice"
-    of: tuple[Any, ...]
-    """The members."""
+    choices: tuple[Any, ...]
+    """Values to choose from."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"of": "choices"}
 
     def __post_init__(self) -> None:
-        if not self.of:
-            raise ValueError("of must name at least one member, got none")
+        if not self.choices:
+            raise ValueError("choices must contain at least one value, got none")
 
 
 AnyRange = Annotated[Float | Int | Choice, Field(discriminator="kind")]
@@ -77,38 +81,42 @@ RANGES: dict[str, type[Float | Int | Choice]] = {"float": Float, "int": Int, "ch
 
 @settings
 class Tpe:
-    """Tree-structured Parzen estimator: more of what did well (Bergstra et al., NeurIPS 2011)."""
+    """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011)."""
 
     kind: Literal["tpe"] = "tpe"
     seed: int = 0
-    """Seed of all draws."""
-    startup_trials: int = 10
-    """Trials drawn evenly before the estimator is asked."""
+    """Seed of the search."""
+    n_startup_trials: int = 10
+    """Number of random trials before the estimator is used."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"startup_trials": "n_startup_trials"}
 
 
 @settings
 class MultiObjective:
-    """The same estimator for two numbers at once: the metric, and the worker-seconds of a trial."""
+    """Tree-structured Parzen estimator for two objectives: the metric, and the worker-seconds of a trial."""
 
     kind: Literal["multi_objective"] = "multi_objective"
     seed: int = 0
-    """Seed of all draws."""
-    startup_trials: int = 10
-    """Trials drawn evenly before the estimator is asked."""
+    """Seed of the search."""
+    n_startup_trials: int = 10
+    """Number of random trials before the estimator is used."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"startup_trials": "n_startup_trials"}
 
 
 @settings
 class Random:
-    """Evenly drawn."""
+    """Random search."""
 
     kind: Literal["random"] = "random"
     seed: int = 0
-    """Seed of all draws."""
+    """Seed of the search."""
 
 
 @settings
 class Grid:
-    """Every combination once, in the order of the spec; a `float` then needs `points`."""
+    """Grid search: every combination once, in the order of the spec; a `float` range then needs `num_points`."""
 
     kind: Literal["grid"] = "grid"
 
@@ -118,89 +126,98 @@ AnySearch = Annotated[Tpe | MultiObjective | Random | Grid, Field(discriminator=
 
 @settings
 class Asha:
-    """Asynchronous successive halving (Li et al., MLSys 2020): at every rung the best 1 / `reduction_factor` go on.
+    """Asynchronous successive halving (Li et al., MLSys 2020): each rung promotes the best 1 / `reduction_factor`.
 
-    Rungs lie at `first_step` times powers of `reduction_factor`; a trial is judged at its first validation there.
+    Rungs are at `grace_period` times powers of `reduction_factor` steps; a trial is compared at its first validation
+    at or after a rung.
     """
 
     kind: Literal["asha"] = "asha"
     metric: str = "nll_loss"
     """Validation metric of training that is compared at a rung; lower is better if its name ends in `loss`.
 
-    The default is the loss on the preferred answers alone. `loss` holds `beta` times the odds, and reward accuracy is
-    measured on the pairs that the trial itself drew: neither compares trials that differ in those.
+    The default is the loss on the chosen completions alone. `loss` includes the odds-ratio term with its `beta`, and
+    the reward accuracy is measured on the trial's own pairs: neither can be compared between trials that differ in
+    `beta` or in the pairs.
     """
-    first_step: int = 1
-    """Optimiser steps before a trial can be given up."""
+    grace_period: int = 1
+    """Minimum number of optimizer steps before a trial can be pruned."""
     reduction_factor: int = 3
-    """One in so many goes on."""
+    """Factor by which each rung reduces the number of trials."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"first_step": "grace_period"}
 
     def __post_init__(self) -> None:
-        if self.first_step < 1:
-            raise ValueError(f"first_step must be positive, got {self.first_step}")
+        if self.grace_period < 1:
+            raise ValueError(f"grace_period must be positive, got {self.grace_period}")
         if self.reduction_factor < 2:
             raise ValueError(f"reduction_factor must be at least 2, got {self.reduction_factor}")
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
+        """Direction of `metric`."""
         return "minimize" if self.metric.endswith("loss") else "maximize"
 
 
 @settings
-class Never:
-    """Every trial runs to its end."""
+class NoPruner:
+    """No pruning: every trial trains to the end."""
 
     kind: Literal["none"] = "none"
 
 
 @settings
 class Sweep:
-    """A search for the best spec."""
+    """Settings of the search for the best spec."""
 
     space: dict[str, AnyRange]
-    """Dotted path of the spec to what may stand there."""
-    metric: str = "top_10_accuracy"
-    """Metric of the aligned student on the validation split; the search never touches the test split."""
+    """Search space: dotted path of the spec to the values that it may take."""
+    metric: str = "top_k_accuracy"
+    """Metric of the aligned student on the validation split; the search never reads the test split."""
     direction: Literal["maximize", "minimize"] = "maximize"
-    """Which way is better."""
-    trials: int = 20
-    """How many specs are tried in all, over all runs of the sweep."""
+    """Direction of `metric`."""
+    n_trials: int = 20
+    """Total number of trials, over all runs of the sweep."""
     search: AnySearch = Tpe()
-    pruner: Annotated[Asha | Never, Field(discriminator="kind")] = Never()
-    best: int = 2
-    """So many of the best trials are run again with other training seeds."""
-    seeds: int = 2
-    """Training seeds besides the trial's own; 0 takes the best trial as it is."""
-    store: str | None = None
-    """Where the Optuna study lies: `sqlite:///study.db`, `postgresql://user:password@host/database`, or the path of a
-    journal file; null: a journal file below the root. Written into no artifact and no log."""
+    pruner: Annotated[Asha | NoPruner, Field(discriminator="kind")] = NoPruner()
+    finalists: int = 2
+    """Number of best trials that are trained again with other seeds."""
+    num_seeds: int = 2
+    """Number of additional training seeds per finalist; 0 takes the best trial as it is."""
+    storage: str | None = None
+    """Optuna storage of the study: `sqlite:///study.db`, `postgresql://user:password@host/database`, or the path of a
+    journal file; null: a journal file below the root. Written to no artifact and no log."""
     resources: ParallelResources = ParallelResources()
+
+    renamed_keys: ClassVar[dict[str, str]] = {
+        "best": "finalists",
+        "trials": "n_trials",
+        "seeds": "num_seeds",
+        "store": "storage",
+    }
 
     def __post_init__(self) -> None:
         if not self.space:
-            raise ValueError("space must name at least one path, got none")
-        if self.trials < 1:
-            raise ValueError(f"trials must be positive, got {self.trials}")
-        if self.best < 1 or self.seeds < 0:
-            raise ValueError(f"best must be positive and seeds not negative, got {self.best} and {self.seeds}")
+            raise ValueError("space must contain at least one path, got none")
+        if self.n_trials < 1:
+            raise ValueError(f"n_trials must be positive, got {self.n_trials}")
+        if self.finalists < 1 or self.num_seeds < 0:
+            raise ValueError(
+                f"finalists must be positive and num_seeds not negative, got {self.finalists} and {self.num_seeds}"
+            )
         if self.search.kind == "multi_objective" and self.pruner.kind != "none":
-            raise ValueError("search multi_objective has no single order to prune by; set pruner: {kind: none}")
+            raise ValueError("search multi_objective has no single metric to prune by; set pruner: {kind: none}")
 
 
 @settings
 class SweepConfig(PipelineConfig):
-    """A run and what may vary in it; what the spec itself says is the default that the sweep is measured against."""
+    """A pipeline and the search over its settings; the spec's own values are the default to compare with."""
 
     sweep: Sweep
 
-    @property
-    def pipeline(self) -> PipelineConfig:
-        """The run without its sweep."""
-        return from_data(PipelineConfig, {key: value for key, value in dump(self).items() if key != "sweep"})
 
-
-def _check_ends(low: float, high: float, log: bool) -> None:
+def _check_bounds(low: float, high: float, log: bool) -> None:
     if low >= high:
         raise ValueError(f"low must be below high, got {low} and {high}")
     if log and low <= 0:
-        raise ValueError(f"low must be positive where log is true, got {low}")
+        raise ValueError(f"low must be positive if log is true, got {low}")

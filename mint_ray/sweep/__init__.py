@@ -1,1 +1,1 @@
-"""Find the best spec: a search around the pipeline (`run`), its record (`study`), its trials (`trials`)."""
+"""Hyperparameter sweeps: loop (`run`), Optuna study (`study`), search space (`space`), Ray Tune trials (`trials`)."""

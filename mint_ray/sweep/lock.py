@@ -1,4 +1,4 @@
-"""Keep two runs of one sweep from trying the same trials at the same time."""
+"""Lock a study, so that two processes do not run the same sweep at the same time."""
 
 from __future__ import annotations
 
@@ -17,65 +17,73 @@ import optuna
 
 from mint_ray.config.loader import UserError
 
-HOLDER = "holder"
-BEAT_SECONDS, DEAD_AFTER_SECONDS = 10.0, 60.0
+OWNER = "lock_owner"
+"""User attribute of a locked study: id, name and last heartbeat of the process that locked it."""
+HEARTBEAT_SECONDS, LOCK_TIMEOUT_SECONDS = 10.0, 60.0
 
 
 @contextmanager
-def hold_file(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file; the kernel gives it back however this process ends. Raises UserError if another holds it."""
+def lock_file(path: Path, what: str) -> Iterator[None]:
+    """Lock a file for the duration of the block; the kernel releases it when the process ends.
+
+    Raises UserError if another process has locked it.
+
+    Args:
+        path: Lock file; created if missing.
+        what: Name of the locked thing in the error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not truncated: whoever is refused reads who holds it
+    # opened without truncating it: it contains the name of the process that has locked it
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             lock.seek(0)
-            raise UserError(f"{what} is being run already, by {lock.read().strip() or 'another process'}") from error
+            raise UserError(f"{what} is already running in {lock.read().strip() or 'another process'}") from error
         lock.truncate(0)
-        lock.write(_whoami())
+        lock.write(_process_name())
         lock.flush()
         yield
 
 
 @contextmanager
-def hold_study(study: optuna.Study, what: str) -> Iterator[None]:
-    """Hold a study in a database that several machines reach, by a sign of life in it every few seconds.
+def lock_study(study: optuna.Study, what: str) -> Iterator[None]:
+    """Lock a study in a database that several machines share, by a heartbeat in its user attributes.
 
-    Raises UserError if another holds it. The hold of a process that died lasts for up to a minute.
+    Raises UserError if another process has locked it. The lock of a process that died expires after a minute.
     """
-    mine, done = uuid.uuid4().hex, threading.Event()
+    lock_id, done = uuid.uuid4().hex, threading.Event()
 
-    def beat() -> None:
+    def heartbeat() -> None:
         while True:
-            study.set_user_attr(HOLDER, {"id": mine, "who": _whoami(), "seen": time.time()})
-            if done.wait(BEAT_SECONDS):
+            study.set_user_attr(OWNER, {"id": lock_id, "process": _process_name(), "last_seen": time.time()})
+            if done.wait(HEARTBEAT_SECONDS):
                 return
 
-    def refuse(holder: dict[str, Any]) -> None:
-        ago = max(0.0, time.time() - holder["seen"])
+    def refuse(owner: dict[str, Any]) -> None:
+        age = max(0.0, time.time() - owner["last_seen"])
         raise UserError(
-            f"{what} is being run already, by {holder['who']}, seen {ago:.0f} s ago; if that has died, try again in "
-            f"{DEAD_AFTER_SECONDS:.0f} s"
+            f"{what} is already running in {owner['process']}, last seen {age:.0f} s ago; if that process has died, "
+            f"try again in {LOCK_TIMEOUT_SECONDS:.0f} s"
         )
 
-    holder = study.user_attrs.get(HOLDER)
-    if holder and time.time() - holder["seen"] < DEAD_AFTER_SECONDS:
-        refuse(holder)
-    thread = threading.Thread(target=beat, daemon=True)
+    owner = study.user_attrs.get(OWNER)
+    if owner and time.time() - owner["last_seen"] < LOCK_TIMEOUT_SECONDS:
+        refuse(owner)
+    thread = threading.Thread(target=heartbeat, daemon=True)
     thread.start()
     try:
-        # of two who started at the same moment the later stays
+        # of two processes that start at the same moment the later one keeps the lock
         time.sleep(1.0)
-        if (holder := study.user_attrs[HOLDER])["id"] != mine:
-            refuse(holder)
+        if (owner := study.user_attrs[OWNER])["id"] != lock_id:
+            refuse(owner)
         yield
     finally:
         done.set()
         thread.join()
-        if study.user_attrs[HOLDER]["id"] == mine:
-            study.set_user_attr(HOLDER, None)
+        if study.user_attrs[OWNER]["id"] == lock_id:
+            study.set_user_attr(OWNER, None)
 
 
-def _whoami() -> str:
+def _process_name() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"

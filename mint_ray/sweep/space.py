@@ -1,4 +1,7 @@
-"""Draw specs from a space, lay out its grid, and say what is wrong with it before anything runs."""
+"""Search space of a sweep: sample specs from it, enumerate its grid, and check it before anything runs.
+
+`draw` is used instead of Optuna's distributions because a choice may contain sections with ranges of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,133 +9,135 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mint_ray.config.loader import RESOURCES, UserError, from_data, replace
+from mint_ray.config.loader import UserError, from_data, replace, resources_of
 from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.config.sweep import RANGES, AnyRange, Choice, Float, Int
 
 Suggest = Callable[[str, Float | Int | Sequence[Any]], Any]
-"""Gives the value of a named parameter: a number of a range, or one of a choice's names."""
+"""Function that returns the value of a named parameter: a number of a range, or one of the names of a choice."""
 
-YARDSTICKS = {
-    "root": "is where the sweep lies",
+FIXED_SECTIONS = {
+    "root": "is the place of the sweep's artifacts",
     "title": "changes no result",
-    "prepare": "decides which records are held out, so trials would not be judged on the same ones",
-    "evaluate": "is how trials are judged",
+    "prepare": "defines the validation split, so trials would be evaluated on different records",
+    "evaluate": "defines how trials are evaluated",
 }
-"""Sections that a sweep must not vary, and why."""
+"""Sections that a sweep must not vary, with the reason."""
 
 
 def draw(space: Mapping[str, AnyRange], suggest: Suggest) -> dict[str, Any]:
-    """One spec of the space: what to change, by dotted path.
+    """Return one point of the space: changes to the spec by dotted path.
 
-    A parameter is named by its path; what stands inside a choice's member by path, member and key, as in
+    A parameter is named by its path. A parameter inside a member of a choice is named by path, member and key, such as
     `pair.sampler[margin].margin`.
     """
-    return {path: _draw(path, varied, suggest) for path, varied in space.items()}
+    return {path: _draw(path, parameter, suggest) for path, parameter in space.items()}
 
 
 def grid(space: Mapping[str, AnyRange]) -> Iterator[dict[str, Any]]:
-    """Every combination as parameter to value, the last parameter changing first. Raises UserError."""
-    script: list[int] = []
-    options: list[int] = []
+    """Yield every combination as parameter to value; the last parameter changes first. Raises UserError."""
+    indices: list[int] = []
+    sizes: list[int] = []
     picked: dict[str, Any] = {}
 
-    def suggest(name: str, varied: Float | Int | Sequence[Any]) -> Any:
-        values = grid_values(name, varied)
-        place = script[len(options)] if len(options) < len(script) else 0
-        options.append(len(values))
-        picked[name] = values[place]
-        return values[place]
+    def suggest(name: str, parameter: Float | Int | Sequence[Any]) -> Any:
+        values = grid_values(name, parameter)
+        index = indices[len(sizes)] if len(sizes) < len(indices) else 0
+        sizes.append(len(values))
+        picked[name] = values[index]
+        return values[index]
 
     while True:
-        options.clear()
+        sizes.clear()
         picked.clear()
         draw(space, suggest)
         yield dict(picked)
-        # an odometer whose later wheels depend on where the earlier ones stand
-        script += [0] * (len(options) - len(script))
-        while script and script[-1] + 1 >= options[len(script) - 1]:
-            script.pop()
-        if not script:
+        # itertools.product does not fit: which parameters follow depends on the members picked before them
+        indices += [0] * (len(sizes) - len(indices))
+        while indices and indices[-1] + 1 >= sizes[len(indices) - 1]:
+            indices.pop()
+        if not indices:
             return
-        script[-1] += 1
+        indices[-1] += 1
 
 
-def grid_values(name: str, varied: Float | Int | Sequence[Any]) -> list[Any]:
-    """What a grid tries of one parameter. Raises UserError for a range that has no end of values."""
-    match varied:
-        case Float(low=low, high=high, points=points, log=log):
-            if points is None:
-                raise UserError(f"sweep.space.{name}: a grid needs points, the number of values to try")
-            shares = [place / (points - 1) for place in range(points)]
+def grid_values(name: str, parameter: Float | Int | Sequence[Any]) -> list[Any]:
+    """Return the values that a grid search tries for one parameter. Raises UserError for a range without a number."""
+    match parameter:
+        case Float(low=low, high=high, num_points=num_points, log=log):
+            if num_points is None:
+                raise UserError(f"sweep.space.{name}: a grid search needs num_points, the number of values to try")
+            shares = [index / (num_points - 1) for index in range(num_points)]
             return [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
         case Int(low=first, high=last, step=step):
             return list(range(first, last + 1, step))
         case _:
-            return list(varied)
+            return list(parameter)
 
 
-def names_of(choice: Choice) -> list[Any]:
-    """How the members are called in the study: sections by their kind where that tells them apart, plain values as
-    they are."""
-    kinds = [member.get("kind") if isinstance(member, dict) else None for member in choice.of]
+def member_names(choice: Choice) -> list[Any]:
+    """Return the names of a choice's members in the study: plain values as they are, sections by their `kind`.
+
+    A section whose `kind` is missing or not unique is named by its JSON.
+    """
+    kinds = [member.get("kind") if isinstance(member, dict) else None for member in choice.choices]
     return [
         member
         if member is None or isinstance(member, bool | int | float | str)
         else kind
         if isinstance(kind, str) and kinds.count(kind) == 1
         else json.dumps(member, sort_keys=True)
-        for member, kind in zip(choice.of, kinds, strict=True)
+        for member, kind in zip(choice.choices, kinds, strict=True)
     ]
 
 
 def check_space(config: PipelineConfig, space: Mapping[str, AnyRange]) -> None:
-    """Raise UserError naming the path and the value that the spec would not take, tried one at a time."""
-    for path, varied in space.items():
+    """Raise UserError naming the path and the value that the spec does not accept; values are tried one at a time."""
+    for path, parameter in space.items():
         keys = path.split(".")
-        if keys[0] in YARDSTICKS:
-            raise UserError(f"sweep.space.{path}: {keys[0]} {YARDSTICKS[keys[0]]}")
-        if RESOURCES in keys:
-            raise UserError(f"sweep.space.{path}: resources change no result, so there is nothing to find")
-        around = next((other for other in space if path.startswith(f"{other}.")), None)
-        if around is not None:
-            raise UserError(f"sweep.space.{path}: lies in {around}, which is varied too; say it among its members")
-        for value in _extremes(path, varied):
+        if keys[0] in FIXED_SECTIONS:
+            raise UserError(f"sweep.space.{path}: cannot be varied: {keys[0]} {FIXED_SECTIONS[keys[0]]}")
+        if any(f"{path}.".startswith(f"{section}.") for section in resources_of(config)):
+            raise UserError(f"sweep.space.{path}: cannot be varied: resources change no result")
+        parent = next((other for other in space if path.startswith(f"{other}.")), None)
+        if parent is not None:
+            raise UserError(f"sweep.space.{path}: is inside {parent}, which is varied too; move it into its choices")
+        for value in _extremes(path, parameter):
             try:
                 replace(config, {path: value})
             except UserError as error:
-                said = str(error).splitlines()[0]
+                message = str(error).splitlines()[0]
                 for prefix in (f"change {path!r}: ", "config: ", f"{path}: "):
-                    said = said.removeprefix(prefix)
-                raise UserError(f"sweep.space.{path}: {said}") from error
+                    message = message.removeprefix(prefix)
+                raise UserError(f"sweep.space.{path}: {message}") from error
 
 
-def _draw(name: str, varied: AnyRange, suggest: Suggest) -> Any:
-    if isinstance(varied, Choice):
-        names = names_of(varied)
+def _draw(name: str, parameter: AnyRange, suggest: Suggest) -> Any:
+    if isinstance(parameter, Choice):
+        names = member_names(parameter)
         picked = suggest(name, names)
-        return _fill(f"{name}[{picked}]", varied.of[names.index(picked)], suggest)
-    return suggest(name, varied)
+        return _fill(f"{name}[{picked}]", parameter.choices[names.index(picked)], suggest)
+    return suggest(name, parameter)
 
 
 def _fill(name: str, member: Any, suggest: Suggest) -> Any:
-    """The member with a value drawn for every range in it."""
+    """Return the member with a value for every range in it."""
     if isinstance(member, dict):
         if member.get("kind") in RANGES:
             return _draw(name, from_data(RANGES[member["kind"]], member, f"sweep.space.{name}"), suggest)
         return {key: _fill(f"{name}.{key}", value, suggest) for key, value in member.items()}
     if isinstance(member, list | tuple):
-        return [_fill(f"{name}.{place}", value, suggest) for place, value in enumerate(member)]
+        return [_fill(f"{name}.{index}", value, suggest) for index, value in enumerate(member)]
     return member
 
 
-def _extremes(path: str, varied: AnyRange) -> Iterator[Any]:
-    """Both ends of a range; of a choice every member, with everything inside it at its low and at its high end."""
-    if not isinstance(varied, Choice):
-        yield varied.low
-        yield varied.high
+def _extremes(path: str, parameter: AnyRange) -> Iterator[Any]:
+    """Yield both bounds of a range, and every member of a choice with its inner parameters at both bounds."""
+    if not isinstance(parameter, Choice):
+        yield parameter.low
+        yield parameter.high
         return
-    for name in names_of(varied):
+    for name in member_names(parameter):
         for end in (0, -1):
 
             def suggest(at: str, inner: Float | Int | Sequence[Any], name: Any = name, end: int = end) -> Any:
@@ -140,4 +145,4 @@ def _extremes(path: str, varied: AnyRange) -> Iterator[Any]:
                     return name
                 return (inner.low, inner.high)[end] if isinstance(inner, Float | Int) else inner[end]
 
-            yield _draw(path, varied, suggest)
+            yield _draw(path, parameter, suggest)
