@@ -1,1 +1,1 @@
-"""Compare methods on equal terms: the methods (`plan`), running them (`run`), the numbers (`judge`, `summary`)."""
+"""Comparisons on equal terms: configs (`plan`), runs (`run`), statistics (`statistics`), report (`summary`)."""

@@ -1,102 +1,103 @@
-"""One spec, and for each method the keys in which it differs from the others: what they must share, they share."""
+"""Resolve the methods of a comparison to pipeline configs, and check that they share what they must share."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from mint_ray.config.comparison import ComparisonConfig
-from mint_ray.config.loader import RESOURCES, UserError, dump, replace
+from mint_ray.config.loader import UserError, replace, without_resources
 from mint_ray.config.pipeline import PipelineConfig
+from mint_ray.records import Method
 from mint_ray.reports.comparison import Role
-from mint_ray.stages.evaluate import ALIGNED, BASE
 
-STUDENT, UNEQUAL = "student", "unequal"
-"""Keys of a method that are no keys of the pipeline's config."""
+STUDENT, ALLOW_DIFFERENCES = "student", "allow_differences"
+"""Keys of a method that are no settings of the pipeline."""
+RENAMED_KEYS = {"unequal": ALLOW_DIFFERENCES}
 
-FREE = ("train.trainer.objective", "pair.sampler", "pair.control", "evaluate.retrieval")
-"""Where methods may differ: what is learned from, how, and what else is read to answer."""
+COMPARED = ("train.trainer.objective", "pair.sampler", "pair.control", "evaluate.retrieval")
+"""Settings in which methods may differ."""
 SHARED = ("pair.sampler.top", "pair.sampler.pairs_per_record")
-"""Where they may not, all the same: the length of the answers, and how much there is to learn from."""
+"""Settings inside these that must be equal: the length of the lists, and the amount of training data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """One way of making a student, resolved: a pipeline config for each seed."""
+class MethodPlan:
+    """A method of the comparison, resolved to one pipeline config per seed."""
 
     name: str
     configs: list[PipelineConfig]
-    student: str
-    """BASE or ALIGNED: whose answers are judged."""
-    unequal: list[str]
+    student: Literal["base", "aligned"]
+    """Student whose answers are evaluated."""
+    differences: list[str]
+    """Settings in which the method differs although all methods should share them, by dotted path."""
 
     @property
-    def reads(self) -> bool:
-        """Whether passages are put ahead of the note: only answers given with them then count."""
-        return self.configs[0].evaluate.retrieval is not None
+    def methods(self) -> list[Method]:
+        """Answers that are evaluated, one per mode; with retrieval, only the answers with passages."""
+        evaluate = self.configs[0].evaluate
+        return [
+            Method(student=self.student, retrieval=evaluate.retrieval is not None, mode=mode)
+            for mode in evaluate.generation.modes
+        ]
 
     @property
     def role(self) -> Role:
+        """Role of the method in the report."""
         return "control" if self.configs[0].pair.control else "method"
 
 
-def shared_config(config: ComparisonConfig) -> PipelineConfig:
-    """The run that every method is laid over."""
-    return PipelineConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(PipelineConfig)})
+def plan_methods(config: ComparisonConfig) -> list[MethodPlan]:
+    """Return every method with its configs. Raises UserError for one that is invalid or not on equal terms."""
+    return [_plan(config, name, settings) for name, settings in config.methods.items()]
 
 
-def plan_methods(config: ComparisonConfig) -> list[Method]:
-    """Every method with its resolved configs. Raises UserError for one that is wrong, or not on equal terms."""
-    return [_plan(config, name, said) for name, said in config.methods.items()]
-
-
-def _plan(config: ComparisonConfig, name: str, said: Mapping[str, Any]) -> Method:
+def _plan(config: ComparisonConfig, name: str, settings: Mapping[str, Any]) -> MethodPlan:
     where = f"methods.{name}"
-    overrides = {key: value for key, value in said.items() if key not in (STUDENT, UNEQUAL)}
-    student, unequal = said.get(STUDENT, "aligned"), said.get(UNEQUAL, False)
+    for old, new in RENAMED_KEYS.items():
+        if old in settings:
+            raise UserError(f"{where}.{old}: unknown key (got {settings[old]!r}); did you mean {new!r}?")
+    overrides = {key: value for key, value in settings.items() if key not in (STUDENT, ALLOW_DIFFERENCES)}
+    student, allow_differences = settings.get(STUDENT, "aligned"), settings.get(ALLOW_DIFFERENCES, False)
     if student not in ("base", "aligned"):
         raise UserError(f"{where}.{STUDENT}: expected base or aligned, got {student!r}")
-    if not isinstance(unequal, bool):
-        raise UserError(f"{where}.{UNEQUAL}: expected true or false, got {unequal!r}")
-    shared = shared_config(config)
+    if not isinstance(allow_differences, bool):
+        raise UserError(f"{where}.{ALLOW_DIFFERENCES}: expected true or false, got {allow_differences!r}")
+    shared = config.pipeline
     try:
         changed = replace(shared, overrides)
     except UserError as error:
         raise UserError(f"{where}: {str(error).removeprefix('config: ')}") from error
-    differing = _differing(shared, changed)
-    if differing and not unequal:
+    differences = _differences(shared, changed)
+    if differences and not allow_differences:
         raise UserError(
-            f"{where}: {', '.join(differing)}: all methods share this; `unequal: true` compares all the same, and says "
-            "so in the table"
+            f"{where}: {', '.join(differences)}: must be equal for all methods; `allow_differences: true` permits the "
+            "difference and shows it in the table"
         )
-    # the base student is not trained, so there is nothing for a seed to change
+    # the base student is not trained, so it does not depend on the seed
     seeds = config.seeds if student == "aligned" else config.seeds[:1]
-    return Method(
-        name=name,
-        configs=[_seeded(changed, seed) for seed in seeds],
-        student=ALIGNED if student == "aligned" else BASE,
-        unequal=differing,
+    return MethodPlan(
+        name=name, configs=[_with_seed(changed, seed) for seed in seeds], student=student, differences=differences
     )
 
 
-def _seeded(config: PipelineConfig, seed: int) -> PipelineConfig:
+def _with_seed(config: PipelineConfig, seed: int) -> PipelineConfig:
     changes = {"train.trainer.seed": seed}
-    if config.pair.sampler.draws_at_random:
+    if config.pair.sampler.is_random:
         changes["pair.sampler.seed"] = seed
     return replace(config, changes)
 
 
-def _differing(shared: PipelineConfig, changed: PipelineConfig) -> list[str]:
-    """Dotted paths of what the two should share and do not, in the order of the config."""
-    ours, theirs = dict(_leaves(dump(shared))), dict(_leaves(dump(changed)))
-    nothing = object()
+def _differences(shared: PipelineConfig, changed: PipelineConfig) -> list[str]:
+    """Return the dotted paths of settings that must be equal but differ, in the order of the config."""
+    before, after = dict(_leaves(without_resources(shared))), dict(_leaves(without_resources(changed)))
+    missing = object()
     return [
         path
-        for path in dict.fromkeys([*ours, *theirs])
-        if ours.get(path, nothing) != theirs.get(path, nothing)
-        and (path in SHARED or not any(path == free or path.startswith(f"{free}.") for free in FREE))
-        and RESOURCES not in path.split(".")
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path, missing) != after.get(path, missing)
+        and (path in SHARED or not any(path == compared or path.startswith(f"{compared}.") for compared in COMPARED))
     ]
 
 

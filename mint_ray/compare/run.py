@@ -1,4 +1,4 @@
-"""Run every method with every seed, and leave a report."""
+"""Run every method of a comparison with every seed, and write the report."""
 
 from __future__ import annotations
 
@@ -8,112 +8,120 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from mint_ray.artifacts import Artifact, open_artifact
-from mint_ray.compare.plan import Method, plan_methods, shared_config
-from mint_ray.compare.summary import Done, summarise_comparison
+from mint_ray.compare.plan import MethodPlan, plan_methods
+from mint_ray.compare.summary import summarize_comparison
 from mint_ray.config.comparison import ComparisonConfig
-from mint_ray.config.loader import UserError, dump
+from mint_ray.config.loader import UserError, dump, one_line
 from mint_ray.pipeline import check_pipeline, run_pipeline
+from mint_ray.plan import Done
 from mint_ray.reports.comparison import render_markdown, render_terminal
 from mint_ray.reports.comparison_page import render_html
-from mint_ray.runtime.parallel import one_line, run_several
-from mint_ray.stages.pair import check_lengths
+from mint_ray.runtime.parallel import run_pipelines
 from mint_ray.stages.report import MARKDOWN, PAGE, TABLE
 
 logger = logging.getLogger("mint_ray")
 
 SUMMARY = "comparison.json"
+SETTINGS = (
+    "title", "methods", "seeds", "metric", "reference", "near_duplicate_threshold", "evaluate", "pair", "task",
+)  # fmt: skip
+"""Sections of the config that affect the report beyond the artifacts that it reads."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compared:
-    """What a comparison left behind."""
+class ComparisonResult:
+    """The result of a comparison."""
 
     report: Artifact
     failed: dict[str, str]
-    """Method to why it has no numbers."""
+    """Name of a failed method to its error."""
 
 
-def run_comparison(config: ComparisonConfig) -> Compared:
+def run_comparison(config: ComparisonConfig) -> ComparisonResult:
     """Run every method with every seed, `resources.max_concurrent` at a time, then write the report.
 
-    What methods share is done once, by the first run and ahead of the others, and what is complete is not done again,
-    so that the same command goes on after an interruption. A method that fails is left without numbers, and the others
-    go on. Raises UserError, before any work, for a method that cannot be run or is not on equal terms.
+    The first run goes ahead alone, so that the others reuse its artifacts. Complete artifacts are reused, so the same
+    command continues an interrupted comparison. A method that fails has no numbers in the report, and the others
+    continue. Raises UserError, before any work, for a method that is invalid or not on equal terms.
     """
-    methods = plan_methods(config)
-    shared = shared_config(config)
-    for each in (shared, *(method.configs[0] for method in methods)):
+    plans, shared = plan_methods(config), config.pipeline
+    for each in (shared, *(plan.configs[0] for plan in plans)):
         check_pipeline(each)
-    records = run_pipeline(shared, "prepare")["prepare"]
-    for each in (shared, *(method.configs[0] for method in methods)):
-        check_lengths(each.pair, records.manifest.counts["labels"])
-    specs = {
-        f"{method.name}, run {number} of {len(method.configs)}": each
-        for method in methods
-        for number, each in enumerate(method.configs, start=1)
-    }
-    method_of = {name: name.rpartition(", run ")[0] for name in specs}
-    ended: dict[str, Done] = {}
+    records_stage = "prepare" if shared.prepare.match_texts is None else "match_texts"
+    records = run_pipeline(shared, records_stage)[records_stage]
+    for plan in plans:
+        plan.configs[0].pair.sampler.check_num_labels(records.manifest.counts["labels"])
+    specs = {}
+    plan_of: dict[str, MethodPlan] = {}
+    for plan in plans:
+        for number, each in enumerate(plan.configs, start=1):
+            run = f"{plan.name}, run {number} of {len(plan.configs)}"
+            specs[run], plan_of[run] = each, plan
+    completed: dict[str, Done] = {}
     failed: dict[str, str] = {}
-    for name, done in run_several(
+    for run, done in run_pipelines(
         specs,
         "evaluate",
         config.resources.max_concurrent,
-        ahead=1,
-        is_wanted=lambda name: method_of[name] not in failed,
+        num_sequential=1,
+        is_wanted=lambda run: plan_of[run].name not in failed,
     ):
         if isinstance(done, Exception):
-            failed[method_of[name]] = one_line(done)
-            told = None if isinstance(done, UserError) else done
-            logger.error("compare: %s failed: %s", name, one_line(done), exc_info=told)
+            error = failed[plan_of[run].name] = one_line(done, with_type=True)
+            logger.error("compare: %s failed: %s", run, error, exc_info=None if isinstance(done, UserError) else done)
         else:
-            ended[name] = done
-            logger.info("compare: %s is done, %d of %d", name, len(ended), len(specs))
-    # in the order of the seeds, whichever ended first
-    runs = {
-        method.name: [ended[name] for name in specs if name in ended and method_of[name] == method.name]
-        for method in methods
-    }
-    report = write_comparison(config, methods, records, runs, failed)
-    return Compared(report=report, failed=failed)
+            completed[run] = done
+            logger.info("compare: %s complete (%d of %d)", run, len(completed), len(specs))
+    # in the order of the seeds, not in that of completion
+    runs = {plan.name: [completed[run] for run in specs if run in completed and plan_of[run] is plan] for plan in plans}
+    return ComparisonResult(report=write_comparison(config, plans, records, runs, failed), failed=failed)
 
 
 def write_comparison(
     config: ComparisonConfig,
-    methods: Sequence[Method],
+    plans: Sequence[MethodPlan],
     records: Artifact,
     runs: Mapping[str, Sequence[Done]],
     failed: Mapping[str, str],
 ) -> Artifact:
-    """`report.html`, `report.md`, `table.txt` and `comparison.json` from what the runs left behind."""
-    said = dump(config)
-    settings = {key: said[key] for key in ("title", "methods", "seeds", "metric", "reference", "max_similarity")}
-    settings |= {"evaluate": said["evaluate"], "pair": said["pair"], "task": said["task"]}
+    """Write `report.html`, `report.md`, `table.txt` and `comparison.json` from the artifacts of the runs.
+
+    Args:
+        config: The comparison.
+        plans: Its methods.
+        records: Artifact of the records that all methods share.
+        runs: Name of a method to the artifacts of its runs.
+        failed: Name of a failed method to its error.
+    """
     inputs = {"records": records.name} | {
-        f"{method.name}, run {number}": done["evaluate"].name
-        for method in methods
-        if method.name not in failed
-        for number, done in enumerate(runs[method.name], start=1)
+        f"{plan.name}, run {number}": done["evaluate"].name
+        for plan in plans
+        if plan.name not in failed
+        for number, done in enumerate(runs[plan.name], start=1)
     }
     inputs |= {f"{name}, failed": error for name, error in failed.items()}
-    artifact = open_artifact(config.root, "compare", settings, inputs)
+    artifact = open_artifact(config.root, "compare", {key: getattr(config, key) for key in SETTINGS}, inputs)
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
-        summary = summarise_comparison(config, methods, records, runs, failed)
+        summary = summarize_comparison(config, plans, records, runs, failed)
         draft.write_text(PAGE, render_html(summary))
         draft.write_text(MARKDOWN, render_markdown(summary))
         draft.write_text(TABLE, render_terminal(summary))
         draft.write_text(SUMMARY, json.dumps(dump(summary), indent=1))
         draft.counts.update(
-            {"methods": len(methods), "methods_failed": len(failed), "records": records.manifest.counts["records_test"]}
+            {"methods": len(plans), "methods_failed": len(failed), "records": records.manifest.counts["records_test"]}
         )
-        if summary.leaks:
-            draft.counts["near_duplicates"] = len(summary.leaks.found)
-            if summary.leaks.found:
-                logger.warning("compare: %s", summary.leaks.sentence)
-        draft.metrics = {
-            method.name: {name: dataclasses.asdict(value) for name, value in method.estimates.items()}
-            for method in summary.measured
-        }
+        if summary.near_duplicates:
+            draft.counts["near_duplicates"] = len(summary.near_duplicates.found)
+            if summary.near_duplicates.found:
+                logger.warning("compare: %s", summary.near_duplicates.sentence)
+        draft.metrics["methods"] = [
+            {
+                "name": row.name,
+                **dataclasses.asdict(row.method),
+                "metrics": {name: dataclasses.asdict(estimate) for name, estimate in row.estimates.items()},
+            }
+            for row in summary.measured
+        ]
     return artifact

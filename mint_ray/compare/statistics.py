@@ -1,4 +1,4 @@
-"""Hold the truth of the held-out records against what methods answered: estimates, paired tests, confusions."""
+"""Statistics of a comparison: estimates of each method, paired tests between methods, confusions of labels."""
 
 from __future__ import annotations
 
@@ -10,121 +10,139 @@ from typing import Any
 
 from mint_ray.config.comparison import ComparisonConfig
 from mint_ray.metrics import (
+    Estimate,
+    Resampling,
     adjust_holm,
     compare_pair,
-    count_confused,
+    count_top_1_confusions,
+    find_subgroups,
     measure_as_paper,
     measure_runs,
-    strata,
 )
-from mint_ray.records import Label, Prediction, Record
-from mint_ray.reports.comparison import Confusion, PairedTest
+from mint_ray.records import Label, Method, Prediction, Record
+from mint_ray.reports.comparison import Confusion, PairedTest, row_key
 
-CONFUSED = 10
+MAX_CONFUSIONS = 10
+"""Number of confused pairs of labels that the report lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The predictions of one row of the table, one list for each run."""
+class MethodRuns:
+    """Predictions of one row of the comparison: a method of the comparison, or the teacher or base student."""
 
+    name: str | None
+    """Name of the method in the comparison; None for the teacher and the base student that all methods share."""
+    method: Method
+    """Model that answered, and how it answered."""
     runs: list[list[Prediction]]
-    decoding: str
-    """What the name of the answers has behind the student's, such as `, ranked`: only like is tested against like."""
+    """Predictions of each run, one run per seed."""
+
+    @property
+    def key(self) -> str:
+        """Unique key of the row."""
+        return row_key(self.name, self.method)
 
 
-class Judge:
-    """Holds the truth of the test records, and measures and tests methods by it."""
+class Statistics:
+    """Statistics of methods on the test records of a comparison."""
 
     def __init__(self, config: ComparisonConfig, labels: Sequence[Label], records: Sequence[Record]) -> None:
-        held_out = [record for record in records if record.split == "test"]
-        self.settings, self.sampler = config.evaluate, config.pair.sampler
+        test_records = [record for record in records if record.split == "test"]
+        self.sampler, settings = config.pair.sampler, config.evaluate
+        self.resampling = Resampling(resamples=settings.resamples, confidence=settings.confidence, seed=settings.seed)
         self.name = {label.label_id: label.name for label in labels}
-        self.truth = {record.record_id: record.label_id or "" for record in held_out}
-        self.group = {record.record_id: record.group_id for record in held_out}
+        self.truth = {record.record_id: record.label_id or "" for record in test_records}
+        self.group = {record.record_id: record.group_id for record in test_records}
         trained = Counter(record.label_id or "" for record in records if record.split == "train")
-        self.parts = strata(held_out, {label.label_id: trained[label.label_id] for label in labels})
+        self.subgroups = find_subgroups(test_records, {label.label_id: trained[label.label_id] for label in labels})
 
-    def judge(self, runs: Sequence[Sequence[Prediction]], rankings: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """Of one method: `estimates`, `strata`, `paper` and `unread` of its row."""
-        settings, sampler = self.settings, self.sampler
-        lists = {"top": sampler.top, "bottom": sampler.rejected_length}
+    def estimate(self, runs: Sequence[Sequence[Prediction]], rankings: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """Return `estimates`, `subgroups`, `paper` and `unparsed` of one row.
+
+        Args:
+            runs: Predictions of each run.
+            rankings: Record to the teacher's label ids, best first.
+        """
         paper = [
-            measure_as_paper(predictions, truth=self.truth, teacher=rankings, name=self.name, **lists)
+            measure_as_paper(
+                predictions,
+                truth=self.truth,
+                teacher=rankings,
+                name=self.name,
+                top=self.sampler.top,
+                bottom=self.sampler.num_rejected,
+            )
             for predictions in runs
         ]
 
-        def measured(truth: Mapping[str, str]) -> dict[str, Any]:
-            return dict(
-                measure_runs(
-                    runs,
-                    truth=truth,
-                    teacher=rankings,
-                    group=self.group,
-                    **lists,
-                    resamples=settings.resamples,
-                    confidence=settings.confidence,
-                    seed=settings.seed,
-                )
+        def measure(truth: Mapping[str, str]) -> dict[str, Estimate]:
+            return measure_runs(
+                runs,
+                truth=truth,
+                teacher=rankings,
+                group=self.group,
+                top=self.sampler.top,
+                bottom=self.sampler.num_rejected,
+                resampling=self.resampling,
             )
 
         return {
-            "estimates": measured(self.truth),
-            "strata": {
-                part: measured({key: self.truth[key] for key in sorted(members)})["top_1_accuracy"]
-                for part, members in self.parts.items()
+            "estimates": measure(self.truth),
+            "subgroups": {
+                subgroup: measure({key: self.truth[key] for key in sorted(members)})["top_1_accuracy"]
+                for subgroup, members in self.subgroups.items()
             },
             "paper": {
-                metric: statistics.fmean(found[metric] for found in paper)
+                metric: statistics.fmean(values[metric] for values in paper)
                 for metric in (paper[0] if all(paper) else {})
             },
-            "unread": dict(Counter(row.reason for predictions in runs for row in predictions if row.reason)),
+            "unparsed": dict(Counter(row.reason for predictions in runs for row in predictions if row.reason)),
         }
 
-    def test(self, answers: Mapping[str, Answers], metric: str, reference: str | None) -> list[PairedTest]:
-        """The reference against every other method, or each against each; p with Holm's correction."""
-        names = list(answers)
+    def compare(self, rows: Sequence[MethodRuns], metric: str, reference: str | None) -> list[PairedTest]:
+        """Return paired tests of all rows with the same way of answering, with Holm's correction.
+
+        Args:
+            rows: Rows of students.
+            metric: Metric that is tested.
+            reference: Name of the method that is tested against every other row; None tests every pair of rows.
+        """
         pairs = [
             (first, second)
-            for first in names
-            for second in names
-            if first != second
-            and answers[first].decoding == answers[second].decoding
-            and (
-                first == f"{reference}{answers[first].decoding}"
-                if reference
-                else names.index(first) > names.index(second)
-            )
+            for index, first in enumerate(rows)
+            for second in (rows[:index] if reference is None else rows)
+            if first is not second
+            and first.method.mode == second.method.mode
+            and (reference is None or first.name == reference)
         ]
-        found = [
+        differences = [
             compare_pair(
-                answers[first].runs,
-                answers[second].runs,
+                first.runs,
+                second.runs,
                 metric=metric,
                 top=self.sampler.top,
                 truth=self.truth,
                 group=self.group,
-                resamples=self.settings.resamples,
-                confidence=self.settings.confidence,
-                seed=self.settings.seed,
+                resampling=self.resampling,
             )
             for first, second in pairs
         ]
-        adjusted = adjust_holm([difference.p for difference in found])
+        adjusted = adjust_holm([difference.p for difference in differences])
         return [
-            PairedTest(first=first, second=second, difference=difference, adjusted=p)
-            for (first, second), difference, p in zip(pairs, found, adjusted, strict=True)
+            PairedTest(first=first.key, second=second.key, difference=difference, adjusted_p=p)
+            for (first, second), difference, p in zip(pairs, differences, adjusted, strict=True)
         ]
 
-    def confusions(self, answers: Mapping[str, Answers]) -> list[Confusion]:
-        """The pairs of labels that are confused most over all methods; by each, the mean over its runs."""
-        counts = {name: count_confused(given.runs, self.truth) for name, given in answers.items()}
+    def confusions(self, rows: Sequence[MethodRuns]) -> list[Confusion]:
+        """Return the pairs of labels that are confused most over all rows; counts are means over the runs of a row."""
+        counts = {row.key: count_top_1_confusions(row.runs, self.truth) for row in rows}
         total = sum(counts.values(), Counter[tuple[str, str]]())
-        worst = sorted(total, key=lambda pair: (-total[pair], pair))[:CONFUSED]
+        most = sorted(total, key=lambda pair: (-total[pair], pair))[:MAX_CONFUSIONS]
         return [
             Confusion(
                 truth=self.name[truth],
-                named=self.name.get(named, named),
-                counts={name: counts[name][truth, named] / len(given.runs) for name, given in answers.items()},
+                predicted=self.name.get(predicted, predicted),
+                counts={row.key: counts[row.key][truth, predicted] / len(row.runs) for row in rows},
             )
-            for truth, named in worst
+            for truth, predicted in most
         ]

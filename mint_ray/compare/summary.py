@@ -1,91 +1,79 @@
-"""Gather from the runs of all methods what the report of a comparison shows."""
+"""Collect everything that the report of a comparison shows from the artifacts of its runs."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mint_ray.artifacts import Artifact
-from mint_ray.compare.plan import Method
-from mint_ray.compare.statistics import Answers, Judge
+from mint_ray.compare.plan import MethodPlan
+from mint_ray.compare.statistics import MethodRuns, Statistics
 from mint_ray.config.comparison import ComparisonConfig
 from mint_ray.config.loader import dump
-from mint_ray.metrics.near_duplicates import find_nearest
-from mint_ray.records import Label, Prediction, Record, TeacherScores
+from mint_ray.metrics.near_duplicates import find_most_similar
+from mint_ray.plan import Done
+from mint_ray.records import Label, Method, Prediction, Record, TeacherScores
 from mint_ray.reports.comparison import (
+    ComparisonRow,
     ComparisonSummary,
     Cost,
     Disagreement,
-    LeakCheck,
-    MethodSummary,
     NearDuplicate,
+    NearDuplicateCheck,
+    Role,
 )
-from mint_ray.stages.evaluate import ALIGNED, BASE, TEACHER, WITH_PASSAGES
 from mint_ray.stages.report import read_outcome, source_notes
 from mint_ray.tasks import Task, build_task
 
-Done = dict[str, Artifact]
+MAX_DISAGREEMENTS = 5
+"""Number of records that the report shows in full because the methods disagree about them."""
 
-DISAGREEMENTS = 5
 
-
-def summarise_comparison(
+def summarize_comparison(
     config: ComparisonConfig,
-    methods: Sequence[Method],
+    plans: Sequence[MethodPlan],
     records: Artifact,
     runs: Mapping[str, Sequence[Done]],
     failed: Mapping[str, str],
 ) -> ComparisonSummary:
-    """Everything that the report of a comparison shows."""
-    labels = records.rows(Label, "labels")
-    rows = records.rows(Record, "records")
-    held_out = {record.record_id: record for record in rows if record.split == "test"}
-    asked = build_task(config.task, labels, config.pair.sampler.top)
-    leaks = check_leaks(rows, asked, config.max_similarity)
-    judge = Judge(config, labels, rows)
-    answers = collect_answers(methods, runs, failed)
-    # the ranking that all are set beside is the one of the spec, not that of a method with a teacher of its own
-    in_order = sorted(methods, key=lambda method: bool(method.unequal))
-    finished = [runs[method.name][0] for method in in_order if method.name not in failed]
-    rankings = read_rankings(finished[0]["score"]) if finished else {}
-    by_name = {method.name: method for method in methods}
-    measured: list[MethodSummary] = []
-    for name, given in answers.items():
-        method = by_name.get(name.removesuffix(given.decoding))
-        measured.append(
-            MethodSummary(
-                name=name,
-                role=method.role if method else ("ceiling" if name.startswith(TEACHER) else "baseline"),
-                runs=len(given.runs),
-                unequal=method.unequal if method else [],
-                cost=_cost(runs[method.name]) if method and method.student == ALIGNED else None,
-                log_history=_history(runs[method.name][0]) if method and method.student == ALIGNED else [],
-                **judge.judge(given.runs, rankings),
-            )
-        )
-    measured += [
-        MethodSummary(name=name, role=by_name[name].role, runs=0, unequal=by_name[name].unequal, error=error)
-        for name, error in failed.items()
-    ]
-    student_answers = {name: given for name, given in answers.items() if not name.startswith(TEACHER)}
-    artifacts = {
-        artifact.name: artifact for method in methods for done in runs[method.name] for artifact in done.values()
-    }
+    """Return everything that the report of a comparison shows.
+
+    Args:
+        config: The comparison.
+        plans: Its methods.
+        records: Artifact of the records that all methods share.
+        runs: Name of a method to the artifacts of its runs.
+        failed: Name of a failed method to its error.
+    """
+    labels, record_rows = records.rows(Label, "labels"), records.rows(Record, "records")
+    task = build_task(config.task, labels, config.pair.sampler.top)
+    near_duplicates = find_near_duplicates(record_rows, task, config.near_duplicate_threshold)
+    statistics_ = Statistics(config, labels, record_rows)
+    completed = {plan.name: plan for plan in plans if plan.name not in failed}
+    rows = collect_runs(list(completed.values()), runs)
+    # the teacher's ranking of the spec itself, not that of a method with another teacher
+    by_differences = sorted(completed.values(), key=lambda plan: bool(plan.differences))
+    rankings = read_rankings(runs[by_differences[0].name][0]["score"]) if by_differences else {}
+    students = [row for row in rows if row.method.student != "teacher"]
+    artifacts = {artifact.name: artifact for plan in plans for done in runs[plan.name] for artifact in done.values()}
     return ComparisonSummary(
         title=config.title,
-        methods=measured,
+        rows=[
+            *(_row(row, completed.get(row.name or ""), runs, statistics_.estimate(row.runs, rankings)) for row in rows),
+            *(_failed_row(plan, failed[plan.name]) for plan in plans if plan.name in failed),
+        ],
         metric=config.metric,
         confidence=config.evaluate.confidence,
-        tests=judge.test(student_answers, config.metric, config.reference),
-        parts={part: len(members) for part, members in judge.parts.items()},
-        confusions=judge.confusions(student_answers),
-        disagreements=_disagreements(answers, asked, held_out, judge.name, config.pair.sampler.top),
-        leaks=leaks,
+        tests=statistics_.compare(students, config.metric, config.reference),
+        subgroups={subgroup: len(members) for subgroup, members in statistics_.subgroups.items()},
+        confusions=statistics_.confusions(students),
+        disagreements=find_disagreements(rows, task, record_rows, config.pair.sampler.top),
+        near_duplicates=near_duplicates,
         counts=dict(records.manifest.counts),
         dropped=records.manifest.dropped,
-        notes=_notes(config, asked, len(labels), leaks, methods),
+        notes=_notes(config, task, near_duplicates, plans),
         spec=dump(config),
         manifests={
             name: {key: value for key, value in dataclasses.asdict(artifact.manifest).items() if key != "files"}
@@ -94,147 +82,168 @@ def summarise_comparison(
     )
 
 
-def collect_answers(
-    methods: Sequence[Method], runs: Mapping[str, Sequence[Done]], failed: Mapping[str, str]
-) -> dict[str, Answers]:
-    """The rows of the table, in its order: teacher and base student of the spec itself, then every method that ran."""
-    found: dict[str, Answers] = {}
-    for method in methods:
-        if method.name in failed:
-            continue
-        for done in runs[method.name]:
-            by_name: dict[str, list[Prediction]] = {}
+def collect_runs(plans: Sequence[MethodPlan], runs: Mapping[str, Sequence[Done]]) -> list[MethodRuns]:
+    """Return the rows of the comparison in order: the teacher, the base student, then the methods in all modes.
+
+    Teacher and base student come from a method that shares everything with the others, and are left out if there is
+    none.
+    """
+    shared: dict[Method, MethodRuns] = {}
+    own: dict[tuple[str, Method], MethodRuns] = {}
+    for plan in plans:
+        for done in runs[plan.name]:
+            by_method: dict[Method, list[Prediction]] = {}
             for row in done["evaluate"].rows(Prediction, "predictions"):
-                by_name.setdefault(row.method, []).append(row)
-            for name, predictions in by_name.items():
-                read, plain = WITH_PASSAGES in name, name.replace(WITH_PASSAGES, "")
-                if plain.startswith(method.student) and read == method.reads:
-                    decoding = plain.removeprefix(method.student)
-                    made = found.setdefault(method.name + decoding, Answers(runs=[], decoding=decoding))
-                    made.runs.append(predictions)
-                elif name.startswith((TEACHER, BASE)) and not (read or method.unequal or name in found):
-                    student = TEACHER if name.startswith(TEACHER) else BASE
-                    found[name] = Answers(runs=[predictions], decoding=name.removeprefix(student))
-    # sorting is stable: within each the order is that of the evaluation, and of the spec
-    order = {name: next((place for place, x in enumerate((TEACHER, BASE)) if name.startswith(x)), 2) for name in found}
-    return {name: found[name] for name in sorted(found, key=order.__getitem__)}
+                by_method.setdefault(row.method, []).append(row)
+            for method, predictions in by_method.items():
+                if method in plan.methods:
+                    own.setdefault((plan.name, method), MethodRuns(name=plan.name, method=method, runs=[]))
+                    own[plan.name, method].runs.append(predictions)
+                elif method.student != "aligned" and not (method.retrieval or plan.differences or method in shared):
+                    shared[method] = MethodRuns(name=None, method=method, runs=[predictions])
+    teachers = [row for row in shared.values() if row.method.student == "teacher"]
+    baselines = [row for row in shared.values() if row.method.student == "base"]
+    return [*teachers, *baselines, *own.values()]
 
 
 def read_rankings(scores: Artifact) -> dict[str, list[str]]:
-    """The teacher's label ids of each test record, best first."""
+    """Return the teacher's label ids of each test record, best first."""
     return {row.record_id: row.labels for row in scores.rows(TeacherScores, "scores") if row.split == "test"}
 
 
-def check_leaks(records: Sequence[Record], task: Task, threshold: float) -> LeakCheck:
-    """How like the notes of the test split are to those of the others; at least `threshold` is a near-duplicate."""
+def find_near_duplicates(records: Sequence[Record], task: Task, threshold: float) -> NearDuplicateCheck:
+    """Return the test notes whose similarity to a training or validation note is at least `threshold`."""
     by_id = {record.record_id: record for record in records}
-    notes: dict[bool, dict[str, str]] = {True: {}, False: {}}
-    for record in records:
-        notes[record.split == "test"][record.record_id] = task.note(record)
-    nearest = find_nearest(notes[True], notes[False])
-    return LeakCheck(
-        compared=len(nearest),
+    test_notes = {record.record_id: task.note(record) for record in records if record.split == "test"}
+    seen_notes = {record.record_id: task.note(record) for record in records if record.split != "test"}
+    matches = find_most_similar(test_notes, seen_notes)
+    return NearDuplicateCheck(
+        compared=len(matches),
         threshold=threshold,
-        median=statistics.median(leak.similarity for leak in nearest) if nearest else 0.0,
+        median=statistics.median(match.similarity for match in matches) if matches else 0.0,
         found=[
             NearDuplicate(
-                record_id=leak.record_id,
-                seen_id=leak.seen_id,
-                similarity=leak.similarity,
-                same_label=by_id[leak.record_id].label_id == by_id[leak.seen_id].label_id,
-                same_group=by_id[leak.record_id].group_id == by_id[leak.seen_id].group_id,
+                record_id=match.record_id,
+                seen_id=match.seen_id,
+                similarity=match.similarity,
+                same_label=by_id[match.record_id].label_id == by_id[match.seen_id].label_id,
+                same_group=by_id[match.record_id].group_id == by_id[match.seen_id].group_id,
             )
-            for leak in nearest
-            if leak.similarity >= threshold
+            for match in matches
+            if match.similarity >= threshold
         ],
     )
 
 
-def _disagreements(
-    answers: Mapping[str, Answers],
-    task: Task,
-    held_out: Mapping[str, Record],
-    name: Mapping[str, str],
-    length: int,
+def find_disagreements(
+    rows: Sequence[MethodRuns], task: Task, records: Sequence[Record], length: int
 ) -> list[Disagreement]:
-    """Records over which the methods are most evenly divided, by their first runs."""
-    said = {method: {row.record_id: row for row in given.runs[0]} for method, given in answers.items()}
-    right = {
+    """Return the test records on which the rows are most evenly divided into right and wrong, by their first runs.
+
+    Of a row that ranks all labels, the first `length` are shown.
+    """
+    name = {label.label_id: label.name for label in task.labels}
+    answers = {row.key: {answer.record_id: answer for answer in row.runs[0]} for row in rows}
+    test_records = {record.record_id: record for record in records if record.split == "test"}
+    correct = {
         record_id: [
-            method
-            for method, rows in said.items()
-            if rows[record_id].reason is None and rows[record_id].labels[:1] == [record.label_id]
+            key
+            for key, by_record in answers.items()
+            if by_record[record_id].reason is None and by_record[record_id].labels[:1] == [record.label_id]
         ]
-        for record_id, record in held_out.items()
+        for record_id, record in test_records.items()
     }
-    divided = [record_id for record_id in held_out if 0 < len(right[record_id]) < len(said)]
-    divided.sort(key=lambda record_id: (abs(len(right[record_id]) - len(said) / 2), record_id))
+    divided = [record_id for record_id in test_records if 0 < len(correct[record_id]) < len(answers)]
+    divided.sort(key=lambda record_id: (abs(len(correct[record_id]) - len(answers) / 2), record_id))
+
+    def text_of(answer: Prediction) -> str:
+        return answer.text or "\n".join(name.get(label_id, label_id) for label_id in answer.labels[:length])
+
     return [
         Disagreement(
             record_id=record_id,
-            prompt=task.note(held_out[record_id]),
-            truth=name[held_out[record_id].label_id or ""],
-            answers={
-                method: rows[record_id].text or "\n".join(name.get(x, x) for x in rows[record_id].labels[:length])
-                for method, rows in said.items()
-            },
-            right=right[record_id],
+            prompt=task.note(test_records[record_id]),
+            truth=name[test_records[record_id].label_id or ""],
+            answers={key: text_of(by_record[record_id]) for key, by_record in answers.items()},
+            correct=correct[record_id],
         )
-        for record_id in divided[:DISAGREEMENTS]
+        for record_id in divided[:MAX_DISAGREEMENTS]
     ]
 
 
-def _cost(runs: Sequence[Done]) -> Cost:
-    def mean(numbers: Iterator[float]) -> float:
-        return statistics.fmean(numbers)
+def _row(
+    row: MethodRuns, plan: MethodPlan | None, runs: Mapping[str, Sequence[Done]], statistics_: Mapping[str, Any]
+) -> ComparisonRow:
+    if plan is None:
+        role: Role = "ceiling" if row.method.student == "teacher" else "baseline"
+        return ComparisonRow(name=None, method=row.method, role=role, runs=len(row.runs), **statistics_)
+    is_trained = plan.student == "aligned"
+    return ComparisonRow(
+        name=row.name,
+        method=row.method,
+        role=plan.role,
+        runs=len(row.runs),
+        differences=plan.differences,
+        cost=_cost(plan, runs[plan.name]) if is_trained else None,
+        log_history=read_outcome(runs[plan.name][0]["train"])["log_history"] if is_trained else [],
+        **statistics_,
+    )
 
+
+def _failed_row(plan: MethodPlan, error: str) -> ComparisonRow:
+    return ComparisonRow(
+        name=plan.name, method=plan.methods[0], role=plan.role, runs=0, differences=plan.differences, error=error
+    )
+
+
+def _cost(plan: MethodPlan, runs: Sequence[Done]) -> Cost:
+    def mean(number_of: Callable[[Done], float]) -> float:
+        return statistics.fmean(number_of(done) for done in runs)
+
+    answers = [f"answer/{method.key}" for method in plan.methods]
     return Cost(
-        pairs=mean(done["pair"].manifest.counts["pairs_train"] for done in runs),
-        tokens=mean(done["train"].manifest.metrics["tokens"] for done in runs),
-        steps=mean(done["train"].manifest.metrics["steps"] for done in runs),
+        pairs=mean(lambda done: done["pair"].manifest.counts["pairs_train"]),
+        tokens=mean(lambda done: done["train"].manifest.metrics["tokens"]),
+        steps=mean(lambda done: done["train"].manifest.metrics["steps"]),
         seconds={
-            stage: mean(done[stage].manifest.seconds for done in runs)
-            for stage in ("pair", "tokenize", "train", "evaluate")
+            "pair": mean(lambda done: done["pair"].manifest.seconds),
+            "tokenize": mean(lambda done: done["tokenize"].manifest.seconds),
+            "train": mean(lambda done: done["train"].manifest.seconds),
+            "answer": mean(lambda done: sum(done[key].manifest.seconds for key in answers)),
         },
     )
 
 
-def _history(done: Done) -> list[dict[str, Any]]:
-    history: list[dict[str, Any]] = read_outcome(done["train"])["log_history"]
-    return history
+CONTROL_NOTES = {
+    "swapped": (
+        "Control swapped: chosen and rejected are exchanged in half of the records, which leaves no preference to "
+        "learn. A gain over the base student comes from the likelihood of the lists alone."
+    ),
+    "relabelled": (
+        "Control relabelled: every label was trained under the name of another. It must be no better than chance; "
+        "otherwise the input reveals the answer."
+    ),
+    "shuffled": (
+        "Control shuffled: the student was given the image of another record, in training and in evaluation. It must "
+        "be no better than chance; otherwise something other than the image reveals the answer."
+    ),
+}
 
 
-def _notes(config: ComparisonConfig, task: Task, labels: int, leaks: LeakCheck, methods: Sequence[Method]) -> list[str]:
-    top = config.pair.sampler.top
-    seeds = len(config.seeds)
-    notes = [
-        "Methods differ only in what they override in the spec: records, splits, student, adapter, batch, epochs, "
-        f"learning rate and the length of the answers ({top} names, the teacher's too) are shared.",
-        f"An answer that cannot be read is wrong. A blind first guess is right in {1 / labels:.1%} of cases, a list of "
-        f"{top} in {min(1.0, top / labels):.1%}.",
-        "Intervals come from drawing whole groups (persons or publications) with replacement"
-        + (
-            f", and the {seeds} trained students of each method too."
-            if seeds > 1
-            else "; one student was trained each."
-        ),
+def _notes(
+    config: ComparisonConfig, task: Task, near_duplicates: NearDuplicateCheck, plans: Sequence[MethodPlan]
+) -> list[str]:
+    top, seeds, labels = config.pair.sampler.top, len(config.seeds), len(task.labels)
+    controls = {plan.configs[0].pair.control for plan in plans}
+    return [
+        "Methods differ only in what they override in the spec. They share records, splits, student, adapter, batch "
+        f"size, epochs, learning rate and the length of the answers ({top} names, also for the teacher).",
+        f"An answer that cannot be parsed counts as wrong. A random first name is right in {1 / labels:.1%} of cases, "
+        f"a random list of {top} in {min(1.0, top / labels):.1%}.",
+        "Intervals: bootstrap over groups (persons or publications)"
+        + (f" and over the {seeds} runs of each method." if seeds > 1 else "; each method was trained once."),
+        *(note for control, note in CONTROL_NOTES.items() if control in controls),
+        *([near_duplicates.sentence] if near_duplicates.found else []),
+        *source_notes(config.prepare),
+        *task.caveats(),
     ]
-    controls = {method.configs[0].pair.control for method in methods}
-    if "swapped" in controls:
-        notes.append(
-            "Control swapped: in half of the records chosen and rejected are exchanged, so that no preference is "
-            "left to learn. What it gains over the base student comes from the likelihood of the lists alone."
-        )
-    if "relabelled" in controls:
-        notes.append(
-            "Control relabelled: every label was taught under another's name. It must be no better than chance; if "
-            "it is, something tells the student the answer."
-        )
-    if "shuffled" in controls:
-        notes.append(
-            "Control shuffled: the student was shown the image of another record, when it learned and when it was "
-            "asked. It must be no better than chance; if it is, something other than the image tells it the answer."
-        )
-    if leaks.found:
-        notes.append(f"Leak check: {leaks.sentence}")
-    return [*notes, *source_notes(config.prepare), *task.notes()]
