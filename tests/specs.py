@@ -1,4 +1,4 @@
-"""Which verb of the command line a shipped spec is for."""
+"""Commands of shipped specs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pathlib import Path
 
 
 def verb_of(path: Path) -> str:
-    """By the section that no other verb's spec has."""
+    """Return the command of `mint-ray` for a spec, by the section that only its kind of spec has."""
     text = path.read_text()
     return "compare" if "\nmethods:" in text else "sweep" if "\nsweep:" in text else "run"
