@@ -1,16 +1,16 @@
-"""Time the ORPO step of TRL's trainer and ours on the same pairs, weights and machine, in turns.
+"""Time the ORPO step of TRL's trainer and of the shared-prefix layout on the same pairs, weights and machine.
 
     python jobs/benchmarks/orpo_step.py --steps 5 --json
     python jobs/benchmarks/orpo_step.py --images --threads 1
 
-A step is collate, forward, backward and optimiser step, with LoRA on all linear layers. That both compute the same is
-what `tests/layouts/test_shared_prefix.py` shows; here the losses stand beside the times. `--device cuda` times a model
-of the shape of Llama-3.2-1B in bfloat16, for which ours takes FlexAttention.
+A step is collate, forward, backward and optimizer step, with LoRA on all linear layers; the variants take turns. Equal
+results are tested by `tests/layouts/test_shared_prefix.py`; the losses are printed next to the times. `--device cuda`
+times a model with the shape of Llama-3.2-1B in bfloat16, with FlexAttention for the shared-prefix layout.
 
-TRL's ORPOTrainer has no path for images. `--images` gives the student a tower of the shape of LLaVA-1.5's (arXiv
-2310.03744: CLIP's ViT-L/14 at 336 pixels) with random weights, and times the layout with one row per answer, which
-repeats image and prompt, against ours. On a GPU it stands before the shape of Llama-3.1-8B, in bfloat16, and
-`--images mllama` takes the shape of Llama-3.2-11B-Vision, which looks at a tile of 560 pixels by cross-attention.
+TRL's ORPOTrainer does not support images. `--images` adds a vision encoder with the shape of LLaVA-1.5's (arXiv
+2310.03744: CLIP's ViT-L/14 at 336 pixels) and random weights, and times the layout with one row per completion, which
+repeats image and prompt, against the shared prefix. On a GPU the language model has the shape of Llama-3.1-8B, in
+bfloat16; `--images mllama` takes the shape of Llama-3.2-11B-Vision, with cross-attention to a tile of 560 pixels.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from mint_ray.layouts import Batch, Example, Image, Layout
+from mint_ray.layouts import Batch, Example, ImageInputs, Layout
 from mint_ray.layouts.concatenated import ConcatenatedLayout
-from mint_ray.layouts.masks import SPLIT, set_attention
+from mint_ray.layouts.masks import SPLIT_SDPA, set_attn_implementation
 from mint_ray.layouts.shared_prefix import SharedPrefixLayout
-from mint_ray.objectives import Answers, build_objective
+from mint_ray.objectives import build_objective, chosen_and_rejected, nll_sum
 from mint_ray.objectives.config import NllOn, Orpo
-from mint_ray.students import Student, load_model, load_tokenizer
-from mint_ray.students.adapters import lay_adapter, rest
+from mint_ray.students.adapters import add_adapter, freeze_vision_tower
+from mint_ray.students.config import Student
+from mint_ray.students.loading import load_model, load_tokenizer
 
 BETA = 0.5
 SIDE, PATCH = 336, 14
@@ -69,7 +70,7 @@ LLAMA_1B = LlamaConfig(
     max_position_embeddings=8192,
     tie_word_embeddings=True,
 )
-"""The shape of Llama-3.2-1B; its weights are random, for the speed does not depend on them."""
+"""The shape of Llama-3.2-1B; the weights are random, because the speed does not depend on them."""
 LLAMA_8B = LlamaConfig(
     vocab_size=128_256,
     hidden_size=4096,
@@ -80,7 +81,7 @@ LLAMA_8B = LlamaConfig(
     max_position_embeddings=8192,
 )
 """The shape of Llama-3.1-8B."""
-TOWER = CLIPVisionConfig(
+VISION_ENCODER = CLIPVisionConfig(
     hidden_size=1024,
     intermediate_size=4096,
     num_hidden_layers=24,
@@ -90,42 +91,44 @@ TOWER = CLIPVisionConfig(
 )
 """The shape of CLIP's ViT-L/14 at 336 pixels."""
 MLLAMA_11B = MllamaConfig(text_config=MllamaTextConfig(), vision_config=MllamaVisionConfig(image_size=560))
-"""The shape of Llama-3.2-11B-Vision, which is what transformers takes where nothing is said, but for its images."""
+"""The shape of Llama-3.2-11B-Vision: the default of transformers except for the image size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Lengths in tokens of a record: a prompt and the answers of its pairs."""
+    """Lengths in tokens of a record: its prompt and the completions of its pairs."""
 
     name: str
     prompt: int
     chosen: tuple[int, ...]
-    """Of each pair, or a single one that all pairs have."""
+    """Chosen completion of each pair, or a single one that all pairs share."""
     rejected: tuple[int, ...]
+    """Rejected completion of each pair."""
 
     def example(self, rng: random.Random, config: PretrainedConfig) -> Example:
-        """Random tokens, behind an image of noise if the model of `config` sees."""
-        image, slot = noise(config, rng.randrange(2**31)) if "vision_config" in config.sub_configs else (None, [])
+        """Return random tokens, after an image of noise for a vision-language model."""
+        is_vlm = "vision_config" in config.sub_configs
+        image, placeholder = noise(config, rng.randrange(2**31)) if is_vlm else (None, [])
         first = len(self.chosen)
-        words = config.get_text_config().vocab_size - 1  # the last may stand for an image
+        words = config.get_text_config().vocab_size - 1  # the last may be the image token
         return Example(
             record_id="",
-            prompt_ids=slot + [rng.randrange(words) for _ in range(self.prompt)],
+            prompt_ids=placeholder + [rng.randrange(words) for _ in range(self.prompt)],
             completions=[[rng.randrange(words) for _ in range(length)] for length in self.chosen + self.rejected],
             pairs=[(min(pair, first - 1), first + pair) for pair in range(len(self.rejected))],
             image=image,
         )
 
 
-def noise(config: PretrainedConfig, seed: int) -> tuple[Image, list[int]]:
-    """An image as the model of `config` takes it, and the tokens that stand for it.
+def noise(config: PretrainedConfig, seed: int) -> tuple[ImageInputs, list[int]]:
+    """Return the model inputs of a random image, and its image tokens in the prompt.
 
-    Pixels in [0, 1): (1, 3, side, side) for LLaVA; (1, 1, tiles, 3, side, side) for Mllama, of which the first is seen.
+    Pixels are in [0, 1): (1, 3, side, side) for LLaVA; (1, 1, tiles, 3, side, side) for Mllama, which uses the first.
     """
     generator = torch.Generator().manual_seed(seed)
     if config.model_type == "llava":
-        pixels, slot = torch.rand(1, 3, SIDE, SIDE, generator=generator), config.image_token_id
-        return Image(inputs={"pixel_values": pixels}, token_id=slot), [slot] * IMAGE_TOKENS
+        pixels, token = torch.rand(1, 3, SIDE, SIDE, generator=generator), config.image_token_id
+        return ImageInputs(tensors={"pixel_values": pixels}, token_id=token), [token] * IMAGE_TOKENS
     vision = config.vision_config
     pixels = torch.zeros(1, 1, vision.max_num_tiles, 3, vision.image_size, vision.image_size)
     pixels[:, :, 0] = torch.rand(pixels.shape[3:], generator=generator)
@@ -134,47 +137,48 @@ def noise(config: PretrainedConfig, seed: int) -> tuple[Image, list[int]]:
         "aspect_ratio_ids": torch.ones(1, 1, dtype=torch.long),
         "aspect_ratio_mask": torch.eye(vision.max_num_tiles, dtype=torch.long)[None, :1],
     }
-    return Image(inputs=inputs, token_id=config.image_token_index), [config.image_token_index]
+    return ImageInputs(tensors=inputs, token_id=config.image_token_index), [config.image_token_index]
 
 
 SHAPES = (
-    Shape(name="prompt 500, answers 95/135, one pair", prompt=500, chosen=(95,), rejected=(135,)),
-    Shape(name="prompt 500, answers 30, one chosen against four", prompt=500, chosen=(30,), rejected=(30,) * 4),
-    Shape(name="prompt 500, answers 30, four pairs all distinct", prompt=500, chosen=(30,) * 4, rejected=(30,) * 4),
-    Shape(name="prompt 1000, answers 10, one pair", prompt=1000, chosen=(10,), rejected=(10,)),
+    Shape(name="prompt 500, completions 95/135, one pair", prompt=500, chosen=(95,), rejected=(135,)),
+    Shape(name="prompt 500, completions 30, one chosen, four rejected", prompt=500, chosen=(30,), rejected=(30,) * 4),
+    Shape(name="prompt 500, completions 30, four distinct pairs", prompt=500, chosen=(30,) * 4, rejected=(30,) * 4),
+    Shape(name="prompt 1000, completions 10, one pair", prompt=1000, chosen=(10,), rejected=(10,)),
 )
 
 IMAGE_SHAPES = (
-    Shape(name="image, prompt 64, answers 20, one pair", prompt=64, chosen=(20,), rejected=(20,)),
+    Shape(name="image, prompt 64, completions 20, one pair", prompt=64, chosen=(20,), rejected=(20,)),
     Shape(
-        name="image, prompt 64, answers 20, four pairs all distinct", prompt=64, chosen=(20,) * 4, rejected=(20,) * 4
+        name="image, prompt 64, completions 20, four distinct pairs", prompt=64, chosen=(20,) * 4, rejected=(20,) * 4
     ),
 )
 
 
 @dataclasses.dataclass(kw_only=True)
 class Runner:
-    """One way to take the step, with LoRA weights of its own, and what its steps took."""
+    """One variant of the step with its own LoRA weights, and the measurements of its steps."""
 
     name: str
     model: nn.Module
     collate: Callable[[list[Example]], dict[str, Any]]
     loss: Callable[[nn.Module, dict[str, Any]], Tensor]
     tokens: Callable[[dict[str, Any]], int]
-    """Tokens that a batch takes through the model, padding included."""
+    """Function that returns the number of tokens of a batch, padding included."""
     step_tokens: int = 0
     seconds: list[float] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
-    """Of all threads: what stays comparable, with one thread, while others use the machine."""
+    """CPU time of all threads; with one thread it is comparable even on a shared machine."""
     peaks: list[int] = dataclasses.field(default_factory=list)
-    """Most bytes held in the step beyond those held before it."""
+    """Peak memory of each step in bytes, beyond the memory before it."""
     losses: list[float] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.AdamW([w for w in self.model.parameters() if w.requires_grad], lr=1e-4)
 
     def step(self, examples: list[Example], device: torch.device) -> None:
-        held = start_peak(device)
+        """Run one step and record its measurements."""
+        allocated = reset_peak(device)
         started, cpu_started = time.perf_counter(), time.process_time()
         batch = self.collate(examples)
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
@@ -183,25 +187,26 @@ class Runner:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss.item())  # on a GPU it waits for the step to end
+        self.losses.append(loss.item())  # synchronizes with a GPU
         self.seconds.append(time.perf_counter() - started)
         self.cpu_seconds.append(time.process_time() - cpu_started)
-        self.peaks.append(read_peak(device) - held)
+        self.peaks.append(read_peak(device) - allocated)
         self.step_tokens = self.tokens(batch)
 
 
-def start_peak(device: torch.device) -> int:
-    """Forget the memory peak so far; bytes held now."""
+def reset_peak(device: torch.device) -> int:
+    """Reset the memory peak and return the current memory in bytes."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)  # what an earlier step gave back counts as free
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def read_peak(device: torch.device) -> int:
+    """Return the memory peak since `reset_peak` in bytes."""
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
 
 
@@ -210,29 +215,27 @@ def _status(field: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def our_runner(name: str, model: nn.Module, layout: Layout, nll_on: NllOn) -> Runner:
+def layout_runner(name: str, model: nn.Module, layout: Layout, nll_on: NllOn) -> Runner:
+    """Return the step with one of our layouts."""
     objective = build_objective(Orpo(beta=BETA, nll_on=nll_on))
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        logps = layout.run(model, batch)
-        sides = [
-            Answers(sums_P=logps.sums_C[batch[side]], counts_P=logps.counts_C[batch[side]])
-            for side in ("chosen_P", "rejected_P")
-        ]
-        nll = -sides[0].sums_P.sum() - logps.prompt_sums_B[batch["record_P"]].sum()
-        return nll / batch["nll_tokens"] + objective.pair_losses(*sides).mean()
+        logps = layout.compute_logps(model, batch)
+        chosen, rejected = chosen_and_rejected(logps, batch)
+        nll = nll_sum(chosen, logps, batch) / batch["nll_tokens"]
+        return nll + objective.pair_losses(chosen, rejected).mean()
 
     return Runner(
         name=name,
         model=model,
-        collate=lambda examples: layout.lay_out(examples, score_prompt=nll_on == "full"),
+        collate=lambda examples: layout.collate(examples, score_prompt=nll_on == "full"),
         loss=loss,
         tokens=lambda batch: batch["input_ids"].numel(),
     )
 
 
 def trl_runner(model: nn.Module, tokenizer: Any, folder: str, device: torch.device) -> Runner:
-    """TRL's own loss and collator; the tokens come from `pair_features`, not from the one text it is built with."""
+    """Return the step with TRL's loss and collator; the tokens are those of `pair_features`, not of its data set."""
     trainer = ORPOTrainer(
         model=model,
         args=ORPOConfig(
@@ -251,7 +254,7 @@ def trl_runner(model: nn.Module, tokenizer: Any, folder: str, device: torch.devi
 
 
 def pair_features(example: Example) -> list[dict[str, list[int]]]:
-    """What TRL's `tokenize_row` makes of a pair."""
+    """Return the pairs in the columns of TRL's `tokenize_row`."""
     rows = []
     for pair in example.pairs:
         row = {"prompt_input_ids": example.prompt_ids, "prompt_attention_mask": [1] * len(example.prompt_ids)}
@@ -265,7 +268,7 @@ def pair_features(example: Example) -> list[dict[str, list[int]]]:
 
 
 def build_model(student: Student, device: torch.device) -> nn.Module:
-    """The student with LoRA weights away from their start, where half of them would get no gradient."""
+    """Return the student with LoRA weights other than the initial ones, half of which would get no gradient."""
     torch.manual_seed(0)
     if device.type == "cuda":
         with device:
@@ -279,39 +282,78 @@ def build_model(student: Student, device: torch.device) -> nn.Module:
     return model.to(device).train()
 
 
-def build_seeing(student: Student, family: str, device: torch.device) -> nn.Module:
-    """A tower that rests before one that learns by LoRA; weights are random, but for LLaVA's student on processors."""
+def build_vlm(student: Student, family: str, device: torch.device) -> nn.Module:
+    """Return a frozen vision encoder with a language model that has LoRA weights.
+
+    All weights are random, except those of the language model for LLaVA on a CPU.
+    """
     torch.manual_seed(0)
     text = load_model(student) if family == "llava" and device.type != "cuda" else None
     config: Any = MLLAMA_11B
     if family == "llava":
-        told = text.config if text else LLAMA_8B
-        config = LlavaConfig(vision_config=TOWER, text_config=told, image_token_id=told.vocab_size - 1)
+        text_config = text.config if text else LLAMA_8B
+        config = LlavaConfig(
+            vision_config=VISION_ENCODER, text_config=text_config, image_token_id=text_config.vocab_size - 1
+        )
     with device:
         model = AutoModelForImageTextToText.from_config(
             config, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32, attn_implementation="sdpa"
         )
     if text:
         model.model.language_model, model.lm_head = text.model, text.lm_head
-    adapted = lay_adapter(model, student, sees=True)
+    adapted = add_adapter(model, student, is_vlm=True)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=1e-3)
     adapted.train()
-    rest(model)
+    freeze_vision_tower(model)
     return adapted.to(device)
 
 
 def copy_of(model: nn.Module, attention: str) -> nn.Module:
-    """The same model with LoRA weights of its own; the frozen ones are shared."""
+    """Return a copy of the model with its own LoRA weights; frozen weights are shared."""
     frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
-    twin = copy.deepcopy(model, frozen)
-    set_attention(twin, attention)
-    return twin
+    copied = copy.deepcopy(model, frozen)
+    set_attn_implementation(copied, attention)
+    return copied
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of the command line."""
+
+    steps: int
+    records: int
+    shape: str
+    model_id: str
+    images: str | None
+    device: str
+    attn_implementation: str | None
+    threads: int | None
+    peak_tflops: float | None
+    as_json: bool
+
+
+def build_runners(model: nn.Module, student: Student, options: Options, folder: str) -> list[Runner]:
+    """Return the variants to compare, the reference first."""
+    device = torch.device(options.device)
+    attention = options.attn_implementation or ("flex_attention" if device.type == "cuda" else SPLIT_SDPA)
+    if options.images:
+        return [
+            layout_runner("one row per completion", copy_of(model, "sdpa"), ConcatenatedLayout(), "completion"),
+            layout_runner("shared prefix", copy_of(model, attention), SharedPrefixLayout(), "completion"),
+        ]
+    variants: dict[str, tuple[Layout, NllOn]] = {
+        "shared prefix, NLL on all tokens": (SharedPrefixLayout(), "full"),
+        "shared prefix, NLL on completion": (SharedPrefixLayout(), "completion"),
+        "shared prefix, logits not chunked": (SharedPrefixLayout(logits="selected"), "full"),
+    }
+    runners = [trl_runner(copy_of(model, "sdpa"), load_tokenizer(student), folder, device)]
+    return runners + [layout_runner(name, copy_of(model, attention), *variant) for name, variant in variants.items()]
 
 
 def measure(shape: Shape, runners: list[Runner], *, records: int, steps: int, device: torch.device) -> dict[str, Any]:
-    """Let the runners take turns over the same records; their first turn is not counted."""
+    """Run the variants in turns on the same records; the first turn is a warm-up."""
     for step in range(steps + 1):
         rng = random.Random(f"{shape.name}:{step}")
         examples = [shape.example(rng, runners[0].model.config) for _ in range(records)]
@@ -330,7 +372,7 @@ def measure(shape: Shape, runners: list[Runner], *, records: int, steps: int, de
                 "seconds": round(seconds, 4),
                 "cpu_seconds": round(cpu_seconds, 4),
                 "pairs_per_second": round(pairs / seconds, 3),
-                # forward and, for the inputs alone, backward: two multiply-adds per frozen weight and token
+                # forward, and backward for the inputs alone: two multiply-adds per frozen weight and token
                 "tflops": round(4 * weights * runner.step_tokens / seconds / 1e12, 3),
                 "peak_mib": round(max(runner.peaks[1:]) / 2**20),
                 "ratio": round(reference / seconds, 2),
@@ -346,78 +388,59 @@ def measure(shape: Shape, runners: list[Runner], *, records: int, steps: int, de
 
 
 def describe(row: dict[str, Any], peak_tflops: float | None) -> str:
+    """Return the measurements of one shape as text."""
     lines = [row["name"]]
     for run in row["runs"]:
         mfu = f" {run['tflops'] / peak_tflops:6.1%} MFU" if peak_tflops else ""
         lines.append(
             f"  {run['name']:34} {run['tokens']:6} tokens {run['seconds']:8.3f} s"
             f" {run['pairs_per_second']:8.2f} pairs/s"
-            f"{mfu} {run['peak_mib']:7} MiB {run['ratio']:6.2f}x ({run['cpu_ratio']:.2f}x of processor time)"
+            f"{mfu} {run['peak_mib']:7} MiB {run['ratio']:6.2f}x ({run['cpu_ratio']:.2f}x of CPU time)"
             f"  loss {run['loss']:.6f} ({run['loss_difference']:.1e})"
         )
     return "\n".join(lines)
 
 
 @click.command()
-@click.option("--steps", default=5, help="Counted steps of each runner and shape.")
-@click.option("--records", default=1, help="Records in a step.")
-@click.option("--shape", "wanted", default="", help="Only the shapes whose name holds this.")
-@click.option("--model-id", default="bundled:smollm2-135m-instruct", help="Student on the processor, in float32.")
+@click.option("--steps", default=5, help="Number of timed steps per variant and shape.")
+@click.option("--records", default=1, help="Records per step.")
+@click.option("--shape", default="", help="Run only shapes whose name contains this text.")
+@click.option("--model-id", default="bundled:smollm2-135m-instruct", help="Student on the CPU, in float32.")
 @click.option(
     "--images",
     type=click.Choice(["llava", "mllama"]),
     is_flag=False,
     flag_value="llava",
-    help="Students that see, one row per answer against ours.",
+    help="Time vision-language students: one row per completion against the shared prefix.",
 )
 @click.option("--device", default="cpu", help="cpu or cuda.")
-@click.option("--attention", help="Of ours; split sdpa unless given, on a GPU flex_attention.")
-@click.option("--threads", type=int, help="Arithmetic threads; all processors unless given.")
-@click.option("--peak-tflops", type=float, help="What the device can do, to print how much of it is used.")
-@click.option("--json", "as_json", is_flag=True, help="Make the last line one JSON object.")
-def main(
-    steps: int,
-    records: int,
-    wanted: str,
-    model_id: str,
-    images: str | None,
-    device: str,
-    attention: str | None,
-    threads: int | None,
-    peak_tflops: float | None,
-    as_json: bool,
-) -> None:
-    """Time the ORPO step of TRL's trainer and ours on the same pairs, weights and machine, in turns."""
-    place = torch.device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    student = Student(model_id=model_id, lora_rank=16)
-    if images == "mllama" and place.type != "cuda":
-        raise click.UsageError("--images mllama: its eleven billion weights take --device cuda")
-    model = build_seeing(student, images, place) if images else build_model(student, place)
-    attention = attention or ("flex_attention" if place.type == "cuda" else SPLIT)
-    ours = {
-        "ours, NLL on all tokens as TRL": (SharedPrefixLayout(), "full"),
-        "ours, NLL on the answer": (SharedPrefixLayout(), "completion"),
-        "ours as TRL, logits not in chunks": (SharedPrefixLayout(head="rows"), "full"),
-    }
+@click.option(
+    "--attn-implementation",
+    help="Attention of the shared-prefix layout (default: split sdpa; on a GPU flex_attention).",
+)
+@click.option("--threads", type=int, help="Arithmetic threads (default: all CPUs).")
+@click.option("--peak-tflops", type=float, help="Peak TFLOPS of the device, to print the utilization (MFU).")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
+def main(**given: Any) -> None:
+    """Time the ORPO step of TRL's trainer and of the shared-prefix layout."""
+    options = Options(**given)
+    device = torch.device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.images == "mllama" and device.type != "cuda":
+        raise click.UsageError("--images mllama: a model of eleven billion weights needs --device cuda")
+    student = Student(model_id=options.model_id, lora_rank=16)
+    model = build_vlm(student, options.images, device) if options.images else build_model(student, device)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for shape in IMAGE_SHAPES if images else SHAPES:
-            if wanted not in shape.name:
+        for shape in IMAGE_SHAPES if options.images else SHAPES:
+            if options.shape not in shape.name:
                 continue
-            if images:
-                runners = [
-                    our_runner("one row per answer", copy_of(model, "sdpa"), ConcatenatedLayout(), "completion"),
-                    our_runner("ours", copy_of(model, attention), SharedPrefixLayout(), "completion"),
-                ]
-            else:
-                runners = [trl_runner(copy_of(model, "sdpa"), load_tokenizer(student), folder, place)]
-                runners += [our_runner(name, copy_of(model, attention), *how) for name, how in ours.items()]
-            rows.append(measure(shape, runners, records=records, steps=steps, device=place))
-            click.echo(describe(rows[-1], peak_tflops))
-    if as_json:
-        machine = {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+            runners = build_runners(model, student, options, folder)
+            rows.append(measure(shape, runners, records=options.records, steps=options.steps, device=device))
+            click.echo(describe(rows[-1], options.peak_tflops))
+    if options.as_json:
+        machine = {"device": options.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
         click.echo(json.dumps({"shapes": rows, **machine}))
 
 

@@ -1,4 +1,4 @@
-"""Made-up patients with real findings of real diseases, for the benchmarks."""
+"""Simulated patients with annotated findings of real diseases, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from mint_ray.ontology import PHENOTYPIC_ABNORMALITY, load_ontology, read_annota
 from mint_ray.records import SPLITS, Label, Phenotype, Record, Split
 
 FINDINGS = 5
-"""Coded findings of a record."""
+"""Coded findings per record."""
 
 
 def write_records(root: str, count: int, labels: int, rows_per_part: int, splits: Sequence[Split] = SPLITS) -> Artifact:
-    """`count` records of as many diseases as `labels`; their splits are those of `splits` in turns."""
+    """Write `count` records of `labels` diseases; `splits` are assigned in a cycle."""
     ontology = load_ontology()
     diseases: dict[str, list[str]] = {}
     for annotation in read_annotations():

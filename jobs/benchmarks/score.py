@@ -1,21 +1,20 @@
-"""Time the score stage against the bare teacher in a plain loop, on the same records and cores, in turns.
+"""Time the score stage against the teacher in a plain loop, on the same records and CPUs.
 
     python jobs/benchmarks/score.py --teacher encoder --json
     python jobs/benchmarks/score.py --teacher ontology --records 2000 --json
     python jobs/benchmarks/score.py --teacher constant --records 10000,100000,1000000 --rounds 1 --json
 
-`encoder` is a ViT of random weights (encoders.py) that looks at JPEGs of 600 x 450 pixels. Its loop is one process on
-all processors: it reads and decodes the images of a batch, then runs the model on them, with as many threads as there
-are processors, in turns with the stage, whose actors have one thread each beside the tasks that decode. `decode_share`
-is the part of the loop's processor time that goes to decoding; `model_rows_per_second` is the loop's speed on images
-that are decoded already.
+`encoder` is a ViT with random weights (encoders.py) on JPEGs of 600 x 450 pixels. The loop is one process on all CPUs,
+which reads and decodes the images of a batch and then runs the model on them. It takes turns with the stage, whose
+actors have one thread each and whose images are decoded in separate tasks. `decode_share` is the share of the loop's
+CPU time that is spent on decoding; `model_rows_per_second` is the speed of the loop on decoded images.
 
-For the other teachers the loop has up to 20,000 of the records in memory and throws the rankings away; the stage reads
-all from storage, writes, and starts its actors, on as many processors as `--actors`. Their ratio is what Ray and
-storage cost; `ratio_after_start` leaves out the seconds that the stage takes for a single record. The growth of the
-driver's memory is what the stage holds there; of several numbers of records, what each thousand more takes tells
-whether the cost grows in a straight line. `table` keeps every score in a dictionary, which takes longer to load than to
-ask at a million records: `constant` gives every record the same ranking and leaves the stage's own cost alone.
+With the other teachers the loop has up to 20,000 records in memory and discards the scores, while the stage starts its
+actors, reads all records from storage and writes all scores, with `--actors` CPUs. The ratio is the cost of Ray and
+storage; `ratio_after_start` excludes the time that the stage takes for a single record. `driver_mib` is the growth of
+the driver's memory. With several numbers of records, the seconds per additional thousand show whether the cost is
+linear. `constant` gives every record the same scores, which leaves only the cost of the stage; `table` loads all scores
+into a dictionary, which at a million records takes longer than scoring.
 """
 
 from __future__ import annotations
@@ -52,19 +51,20 @@ from mint_ray.tasks.config import RareDisease
 from mint_ray.teachers import Teacher
 from mint_ray.teachers.config import Imported, Ontology, Table
 
-IN_LOOP = 20_000
-"""Most records of the plain loop."""
+MAX_LOOP_RECORDS = 20_000
+"""Maximum number of records of the plain loop."""
 IMAGES = 64
-"""Different images; records share them."""
+"""Number of different images, which the records share."""
 
 
 class ConstantTeacher:
-    """Ranks every record's labels alike."""
+    """A teacher that gives every record the same scores."""
 
     def __init__(self, labels: list[str]) -> None:
         self.labels, self.scores = labels, [1 / rank for rank in range(1, len(labels) + 1)]
 
     def score(self, records: Sequence[Record]) -> list[TeacherScores]:
+        """Return the same scores for every record."""
         return [
             TeacherScores(
                 record_id=record.record_id, split=record.split, teacher="constant",
@@ -75,20 +75,20 @@ class ConstantTeacher:
 
 
 class LoadingActor(stage.TeacherActor):
-    """Knows the constant teacher too."""
+    """An actor that can also load the constant teacher."""
 
     def _load(self, artifact: Artifact) -> Teacher:
         return load_teacher(artifact, super()._load)
 
 
 def load_teacher(artifact: Artifact, otherwise: Any) -> Any:
-    """The constant teacher where its labels lie in the artifact."""
+    """Return the constant teacher if its labels are in the artifact, otherwise the teacher that `otherwise` loads."""
     constant = artifact.manifest.metrics.get("constant")
     return ConstantTeacher(constant) if constant else otherwise(artifact)
 
 
 def write_teacher(root: str, kind: str, records: Artifact) -> Artifact:
-    """A teacher of one kind, fitted to the records."""
+    """Write a teacher of one kind, fitted to the records."""
     labels = [label.label_id for label in records.rows(Label, "labels")]
     if kind == "ontology":
         return fit_teacher(root, Fit(teacher=Ontology()), records)
@@ -106,36 +106,36 @@ def write_teacher(root: str, kind: str, records: Artifact) -> Artifact:
 
 
 @contextmanager
-def growth_of_memory() -> Iterator[dict[str, float]]:
-    """Fills `mib` with how far this process's resident memory rose above what it was, shared memory left out."""
+def measure_memory_growth() -> Iterator[dict[str, float]]:
+    """Measure the peak growth of this process's resident memory without shared memory; written to `mib`."""
     gc.collect()
-    process, told, done = psutil.Process(), {"mib": 0.0}, threading.Event()
+    process, growth, done = psutil.Process(), {"mib": 0.0}, threading.Event()
 
-    def own() -> int:
+    def private_bytes() -> int:
         memory = process.memory_info()
         return int(memory.rss - memory.shared)
 
-    before = own()
+    before = private_bytes()
 
-    def look_on() -> None:
+    def watch() -> None:
         while not done.wait(0.05):
-            told["mib"] = max(told["mib"], (own() - before) / 2**20)
+            growth["mib"] = max(growth["mib"], (private_bytes() - before) / 2**20)
 
-    thread = threading.Thread(target=look_on)
+    thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield told
+        yield growth
     finally:
         done.set()
         thread.join()
 
 
 def time_loop(teacher: Artifact, records: Artifact, batch_size: int) -> float:
-    """Rows per second of the teacher alone."""
+    """Return the rows per second of the teacher in a plain loop."""
     actor = LoadingActor(records, Score(), RareDisease(), teacher, records)
     rows: list[Record] = []
     for file in records.table_files("records"):
-        if len(rows) < IN_LOOP:
+        if len(rows) < MAX_LOOP_RECORDS:
             rows += from_table(Record, read_part(records.file_uri(file.path)))
     started = time.perf_counter()
     for start in range(0, len(rows), batch_size):
@@ -144,56 +144,56 @@ def time_loop(teacher: Artifact, records: Artifact, batch_size: int) -> float:
 
 
 def time_stage(root: str, config: Score, teacher: Artifact, records: Artifact) -> dict[str, float]:
-    """One run of the stage into a root of its own."""
-    with tempfile.TemporaryDirectory(dir=root) as out, growth_of_memory() as told:
+    """Run the stage in a new root; return its seconds and the growth of the driver's memory."""
+    with tempfile.TemporaryDirectory(dir=root) as out, measure_memory_growth() as growth:
         started = time.perf_counter()
         made = stage.score_records(out, config, RareDisease(), teacher, records)
         seconds = time.perf_counter() - started
         problems = verify(made.uri)
         if problems:
             raise RuntimeError(problems[0])
-        return {"seconds": seconds, **told}
+        return {"seconds": seconds, **growth}
 
 
 def measure(
     root: str, kind: str, count: int, labels: int, rounds: int, config: Score, rows_per_part: int
 ) -> dict[str, Any]:
-    """Loop and stage in turns; the median of each."""
+    """Time loop and stage in turns; return the medians."""
     place = str(Path(root) / f"{kind}-{count}")
     records = write_records(place, count, labels, rows_per_part)
     teacher = write_teacher(place, kind, records)
     single = write_records(place, 1, labels, 1)
-    # the first only warms Ray's processes up
+    # the first run starts Ray's processes
     start = [time_stage(place, config, teacher, single)["seconds"] for _ in range(2)][-1]
     loops, stages = [], []
     for _ in range(rounds):
-        # the stage first: what the loop holds and gives back would hide what the driver needs
+        # the stage first: memory that the loop allocates and frees would hide the growth of the driver
         stages.append(time_stage(place, config, teacher, records))
         loops.append(time_loop(teacher, records, config.resources.batch_size))
-    bare = statistics.median(loops)
+    loop_speed = statistics.median(loops)
     seconds = statistics.median(run["seconds"] for run in stages)
     return {
         "teacher": kind,
         "records": count,
         "labels": labels,
-        "bare_rows_per_second": round(bare, 1),
+        "loop_rows_per_second": round(loop_speed, 1),
         "stage_rows_per_second": round(count / seconds, 1),
         "stage_seconds": round(seconds, 2),
         "start_seconds": round(start, 2),
-        "ratio": float(f"{count / seconds / bare:.4g}"),
-        "ratio_after_start": float(f"{count / (seconds - start) / bare:.4g}") if seconds > start else None,
+        "ratio": float(f"{count / seconds / loop_speed:.4g}"),
+        "ratio_after_start": float(f"{count / (seconds - start) / loop_speed:.4g}") if seconds > start else None,
         "driver_mib": round(max(run["mib"] for run in stages), 1),
     }
 
 
 def write_images(root: str, count: int, rows_per_part: int) -> Artifact:
-    """Records with made-up photographs: noise over soft colours, in JPEGs of some 60 kB."""
-    draws = np.random.default_rng(0)
+    """Write records with synthetic photographs: noise over a smooth background, JPEGs of about 60 kB."""
+    rng = np.random.default_rng(0)
     folder = Path(root) / "images"
     folder.mkdir(parents=True)
     for number in range(min(IMAGES, count)):
-        soft = Image.fromarray(draws.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((600, 450), 3)
-        pixels = np.asarray(soft, np.int16) + draws.normal(0, 8, (450, 600, 3)).astype(np.int16)
+        background = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((600, 450), 3)
+        pixels = np.asarray(background, np.int16) + rng.normal(0, 8, (450, 600, 3)).astype(np.int16)
         target = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target, "JPEG", quality=90)
         (folder / f"{number}.jpg").write_bytes(target.getvalue())
@@ -212,7 +212,7 @@ def write_images(root: str, count: int, rows_per_part: int) -> Artifact:
 
 
 class Loop:
-    """The bare encoder in this process, on all its processors."""
+    """The encoder in a plain loop in this process, on all CPUs."""
 
     def __init__(self, teacher: Artifact, records: Artifact, batch_size: int) -> None:
         settings = stage._settings(teacher)
@@ -225,7 +225,7 @@ class Loop:
         self.count = len(rows)
 
     def run(self) -> dict[str, float]:
-        """Rows per second with and without decoding, and the share of decoding in the processor time."""
+        """Return the rows per second with and without decoding, and the share of decoding in the CPU time."""
         wall, cpu = [0.0, 0.0], [0.0, 0.0]
 
         def since(place: int, started: tuple[float, float]) -> tuple[float, float]:
@@ -238,7 +238,7 @@ class Loop:
         for batch in self.batches:
             images = read_images([record.image_uri for record in batch], self.teacher.frame())
             moment = since(0, moment)
-            self.teacher.score_seen(batch, images)
+            self.teacher.score_images(batch, images)
             moment = since(1, moment)
         return {"all": self.count / sum(wall), "model": self.count / wall[1], "decode_share": cpu[0] / sum(cpu)}
 
@@ -246,7 +246,7 @@ class Loop:
 def measure_encoder(
     root: str, model: str, count: int, rounds: int, config: Score, rows_per_part: int
 ) -> dict[str, Any]:
-    """Loop and stage in turns; the median of each."""
+    """Time loop and stage in turns; return the medians."""
     place = str(Path(root) / f"encoder-{count}")
     records = write_images(place, count, rows_per_part)
     settings = Imported(path="encoders:RandomEncoder", options={"model": model})
@@ -258,25 +258,26 @@ def measure_encoder(
     for _ in range(rounds):
         stages.append(time_stage(place, config, teacher, records))
         loops.append(loop.run())
-    bare, alone, share = (statistics.median(run[key] for run in loops) for key in ("all", "model", "decode_share"))
+    keys = ("all", "model", "decode_share")
+    loop_speed, model_speed, share = (statistics.median(run[key] for run in loops) for key in keys)
     seconds = statistics.median(run["seconds"] for run in stages)
     return {
         "teacher": f"encoder {model}",
         "records": count,
-        "bare_rows_per_second": round(bare, 2),
-        "model_rows_per_second": round(alone, 2),
+        "loop_rows_per_second": round(loop_speed, 2),
+        "model_rows_per_second": round(model_speed, 2),
         "decode_share": round(share, 3),
         "stage_rows_per_second": round(count / seconds, 2),
         "stage_seconds": round(seconds, 2),
         "start_seconds": round(start, 2),
-        "ratio": float(f"{count / seconds / bare:.4g}"),
-        "ratio_after_start": float(f"{count / (seconds - start) / bare:.4g}") if seconds > start else None,
+        "ratio": float(f"{count / seconds / loop_speed:.4g}"),
+        "ratio_after_start": float(f"{count / (seconds - start) / loop_speed:.4g}") if seconds > start else None,
         "driver_mib": round(max(run["mib"] for run in stages), 1),
     }
 
 
 def growth(runs: list[dict[str, Any]]) -> list[float]:
-    """Seconds that each thousand records more took, from one number of records to the next."""
+    """Return the seconds per additional thousand records, from each number of records to the next."""
     return [
         float(f"{1000 * (more['stage_seconds'] - less['stage_seconds']) / (more['records'] - less['records']):.3g}")
         for less, more in pairwise(runs)
@@ -290,34 +291,34 @@ def growth(runs: list[dict[str, Any]]) -> list[float]:
     default="ontology",
     show_default=True,
 )
-@click.option("--records", help="How many; several with commas between (default: 2000, or 1000 for the encoder).")
-@click.option("--labels", default=30, show_default=True, help="Labels that are ranked.")
+@click.option("--records", help="Number of records; several separated by commas (default: 2000; encoder: 1000).")
+@click.option("--labels", default=30, show_default=True, help="Number of labels.")
 @click.option("--model", type=click.Choice(["tiny", "small", "base"]), default="tiny", help="Size of the encoder.")
-@click.option("--actors", type=int, help="Actors (default: 1; for the encoder, one for each processor).")
-@click.option("--cpus-per-actor", type=float, help="Processors of each (default: 1; for the encoder, 0.75).")
-@click.option("--gpus-per-actor", default=0.0, show_default=True, help="GPUs of each actor.")
-@click.option("--decode-cpus", default=0.5, show_default=True, help="Processors of a task that decodes.")
-@click.option("--decode-tasks", type=int, help="Most tasks that decode at a time (default: 4 for each actor).")
-@click.option("--rows-per-part", type=int, help="Records of one part (default: 1000; for the encoder, 50).")
-@click.option("--batch-size", type=int, help="Records the teacher is given at a time (default: 64; encoder: 16).")
-@click.option("--rounds", default=3, show_default=True, help="Turns of loop and stage.")
-@click.option("--quick", is_flag=True, help="One turn over few records, to see that it runs.")
-@click.option("--json", "as_json", is_flag=True, help="Make the last line one JSON object.")
+@click.option("--actors", type=int, help="Number of actors (default: 1; encoder: one per CPU).")
+@click.option("--cpus-per-actor", type=float, help="CPUs per actor (default: 1; encoder: 0.75).")
+@click.option("--gpus-per-actor", default=0.0, show_default=True, help="GPUs per actor.")
+@click.option("--decode-cpus", default=0.5, show_default=True, help="CPUs per decoding task.")
+@click.option("--decode-tasks", type=int, help="Maximum number of concurrent decoding tasks (default: 4 per actor).")
+@click.option("--rows-per-part", type=int, help="Records per part (default: 1000; encoder: 50).")
+@click.option("--batch-size", type=int, help="Records per batch (default: 64; encoder: 16).")
+@click.option("--rounds", default=3, show_default=True, help="Turns of loop and stage; medians are compared.")
+@click.option("--quick", is_flag=True, help="One turn with few records, as a smoke test.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 def main(
     teacher: str, records: str | None, labels: int, model: str, rounds: int, quick: bool, as_json: bool, **given: Any
 ) -> None:
-    """Time the score stage against the bare teacher."""
+    """Time the score stage against the teacher in a plain loop."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # where workers find encoders.py
+    # workers import encoders.py
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     encoder = teacher == "encoder"
-    processors = os.cpu_count() or 1
-    usual = (
-        {"actors": processors, "cpus_per_actor": 0.75, "batch_size": 16, "rows_per_part": 50}
+    cpus = os.cpu_count() or 1
+    defaults = (
+        {"actors": cpus, "cpus_per_actor": 0.75, "batch_size": 16, "rows_per_part": 50}
         if encoder
         else {"actors": 1, "cpus_per_actor": 1.0, "batch_size": 64, "rows_per_part": 1000}
     )
-    chosen = usual | {key: value for key, value in given.items() if value is not None}
+    chosen = defaults | {key: value for key, value in given.items() if value is not None}
     rows_per_part = chosen.pop("rows_per_part")
     if quick:
         rounds, records = 1, records or ("48" if encoder else "200,400")
@@ -335,22 +336,22 @@ def main(
                 row = measure(root, teacher, count, labels, rounds, config, rows_per_part)
             rows.append(row)
             of_loop = (
-                f" ({row['decode_share']:.0%} of its processor time decoding; {row['model_rows_per_second']:,.1f} "
-                "without that)"
+                f" ({row['decode_share']:.0%} of its CPU time decoding; {row['model_rows_per_second']:,.1f} "
+                "without decoding)"
                 if encoder
                 else ""
             )
             click.echo(
                 f"{row['teacher']}, {count:,} records: stage {row['stage_rows_per_second']:,.1f} rows/s "
-                f"({row['stage_seconds']} s), bare loop {row['bare_rows_per_second']:,.1f} rows/s{of_loop}, "
-                f"ratio {row['ratio']:.3g} ({row['ratio_after_start']} after the {row['start_seconds']} s to start), "
+                f"({row['stage_seconds']} s), plain loop {row['loop_rows_per_second']:,.1f} rows/s{of_loop}, "
+                f"ratio {row['ratio']:.3g} ({row['ratio_after_start']} after {row['start_seconds']} s for the start), "
                 f"driver +{row['driver_mib']} MiB"
             )
     if len(rows) > 1:
-        click.echo(f"seconds for each thousand records more: {', '.join(f'{taken:g}' for taken in growth(rows))}")
+        click.echo(f"seconds per additional thousand records: {', '.join(f'{taken:g}' for taken in growth(rows))}")
     if as_json:
-        told = {"resources": chosen, "rows_per_part": rows_per_part, "processors": processors}
-        click.echo(json.dumps({**told, "seconds_per_thousand_more": growth(rows), "runs": rows}))
+        settings = {"resources": chosen, "rows_per_part": rows_per_part, "cpus": cpus}
+        click.echo(json.dumps({**settings, "seconds_per_additional_thousand": growth(rows), "runs": rows}))
 
 
 if __name__ == "__main__":

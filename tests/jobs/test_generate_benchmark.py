@@ -1,3 +1,5 @@
+"""The benchmark of generation times both variants and compares their answers."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,7 @@ from tests.tiny import save_tiny_student
 BENCHMARK = Path(__file__).parents[2] / "jobs" / "benchmarks" / "generate.py"
 
 
-def test_the_benchmark_times_both_sides_and_compares_their_answers(tmp_path: Path) -> None:
+def test_the_benchmark_times_both_variants_and_compares_their_answers(tmp_path: Path) -> None:
     student = save_tiny_student(tmp_path / "student")
     command = [sys.executable, str(BENCHMARK), "--model", str(student), "--records", "5", "--batch-size", "2"]
     done = subprocess.run(
@@ -21,6 +23,6 @@ def test_the_benchmark_times_both_sides_and_compares_their_answers(tmp_path: Pat
         capture_output=True, text=True, timeout=300, env=dict(os.environ),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["records"], told["same_answers"], told["batch_size"]) == (5, 5, 2)
-    assert told["ratio"] == pytest.approx(told["one_per_call_seconds"] / told["batched_seconds"], rel=0.1)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["records"], found["same_answers"], found["batch_size"]) == (5, 5, 2)
+    assert found["ratio"] == pytest.approx(found["one_per_call_seconds"] / found["batched_seconds"], rel=0.1)

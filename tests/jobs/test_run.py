@@ -1,3 +1,5 @@
+"""The entry point of cluster jobs takes the arguments of the command line."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,7 +9,7 @@ from pathlib import Path
 SCRIPT = Path(__file__).parents[2] / "jobs" / "run.py"
 
 
-def test_the_entrypoint_takes_what_the_command_line_takes_and_has_its_exit_codes(tmp_path: Path) -> None:
+def test_the_entry_point_has_the_arguments_and_exit_codes_of_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, tmp_path / "none.yaml", "--with", tmp_path / "infra.yaml", "a.b=c"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
