@@ -147,7 +147,7 @@ def test_reads_and_writes_survive_a_store_that_fails_for_a_while(s3_root: str, p
         proxy.arm(fault, 3)
         assert operate() in (None, True), name
         proxy.disarm()
-        assert proxy.suffered[fault] > 0, name
+        assert proxy.injected[fault] > 0, name
     assert storage.read_bytes(f"{place}-once") == content
 
 
@@ -159,4 +159,4 @@ def test_a_client_has_no_quota_of_retries(s3_root: str, proxy: FaultProxy) -> No
     for _ in range(60):
         proxy.arm("cut_before", 3)
         assert storage.read_bytes(place) == b"content"
-    assert proxy.suffered["cut_before"] > 150
+    assert proxy.injected["cut_before"] > 150

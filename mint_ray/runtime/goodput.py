@@ -59,7 +59,7 @@ class WorkerPool:
     max_workers: int | None
     """Maximum number of workers at a time; None for tasks, which have no resources allocated between two reports."""
     is_durable: bool
-    """Whether completed work is kept if the attempt is interrupted."""
+    """True if completed work is kept if the attempt is interrupted."""
     requested_at: float
     released_at: float | None = None
     """Time at which the resources were released; None if the attempt crashed before reporting it."""
@@ -100,12 +100,10 @@ class Attempt:
     updated_at: float
     """Time at which the journal was last written."""
     is_finished: bool = False
-    """Whether the attempt ended by itself, successfully or with an error."""
+    """True if the attempt ended by itself, successfully or with an error."""
     has_published: bool = False
-    """Whether this attempt published the artifact."""
+    """True if this attempt published the artifact."""
     pools: list[WorkerPool] = dataclasses.field(default_factory=list)
-    nested: list[str] = dataclasses.field(default_factory=list)
-    """Artifacts that were made during this attempt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,13 +155,8 @@ def sum_attempts(attempts: Sequence[Attempt]) -> Goodput:
 
 
 def measure_goodput(root: str, artifact: str) -> Goodput:
-    """Return the cost so far of the artifact with that name, including artifacts made during its attempts."""
-    attempts = read_attempts(root, artifact)
-    total = sum_attempts(attempts)
-    for name in sorted({name for attempt in attempts for name in attempt.nested}):
-        # its wall clock is part of that of the enclosing attempt
-        total += dataclasses.replace(sum_attempts(read_attempts(root, name)), attempts=0, wall_seconds=0.0)
-    return total
+    """Return the cost so far of the artifact with that name."""
+    return sum_attempts(read_attempts(root, artifact))
 
 
 def read_attempts(root: str, artifact: str) -> list[Attempt]:
@@ -206,9 +199,7 @@ class Journal:
 @contextmanager
 def record_attempt(root: str, artifact: str) -> Iterator[Attempt]:
     """Record the block as an attempt at an artifact. The block sets `has_published` if it publishes the artifact."""
-    journal, enclosing = Journal(root, artifact), _current.get()
-    if enclosing is not None:
-        enclosing.attempt.nested.append(artifact)
+    journal = Journal(root, artifact)
     token = _current.set(journal)
     thread = threading.Thread(target=journal.write_periodically, daemon=True)
     thread.start()
