@@ -104,7 +104,7 @@ def read_images_ahead(
         items: The items, in the order in which they are yielded.
         frame: The form of the decoded images.
         uri_of: Function that returns the URI of an item's image.
-        num_threads: Threads that decode. Each holds at most one image at its full size.
+        num_threads: Threads that decode. Each decodes one image at a time.
         max_ahead: Maximum number of images, encoded or decoded, that wait to be yielded.
 
     Raises:

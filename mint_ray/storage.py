@@ -33,11 +33,11 @@ def resolve(uri: str, attempts: int = ATTEMPTS) -> tuple[fs.FileSystem, str]:
     `s3://` takes endpoint and credentials from AWS_ENDPOINT_URL and the usual AWS chain, `gs://` from Google's. A URI
     without a scheme is a local path. Raises UserError for any other scheme.
     """
-    scheme, _, rest = uri.partition("://")
-    if not rest:
+    scheme, _, location = uri.partition("://")
+    if not location:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     if scheme == "s3":
-        return _arrow_s3(attempts, _s3_environment()), rest.rstrip("/")
+        return _arrow_s3(attempts, _s3_environment()), location.rstrip("/")
     if scheme in ("file", "gs", "gcs"):
         filesystem, path = fs.FileSystem.from_uri(uri)
         return filesystem, path

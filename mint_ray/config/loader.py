@@ -24,7 +24,7 @@ from ruamel.yaml.error import YAMLError
 
 T = TypeVar("T")
 
-# made once per class: that takes a third of a second for a root config
+# created once per class: that takes a third of a second for a root config
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 
 TRACEBACK = re.compile(r"^\s*File \"[^\n]+\", line \d+", re.MULTILINE)
@@ -67,9 +67,9 @@ def settings(cls: type[T]) -> type[T]:
 
     A class variable `renamed_keys` maps keys of earlier versions to their new names, for the error of an old key.
     """
-    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-    made.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return made
+    decorated = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    decorated.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
+    return decorated
 
 
 class Resources:

@@ -16,7 +16,7 @@ LOGGED_METRICS = {
     "log_odds_ratio": "log_odds_ratio",
     "rewards/accuracies": "rewards_accuracies",
 }
-"""Our name of each metric in the trainer's log, by its key there, without `eval_` for the validation split."""
+"""Name of each metric, by its key in the trainer's log without the prefix `eval_` of the validation split."""
 
 
 class MetricsCallback(TrainerCallback):

@@ -24,7 +24,7 @@ from mint_ray.runtime.train_workers import listen
 logger = logging.getLogger("mint_ray")
 
 DRIVER_RESOURCES = {"memory": 2.0**20}
-"""Resources that the driver of a pipeline requests: Ray wants some, and a megabyte is missed by no stage."""
+"""Resources of the driver of a pipeline: Ray requires some, and one megabyte takes nothing from the stages."""
 
 
 def run_pipelines(

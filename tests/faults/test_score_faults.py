@@ -1,6 +1,6 @@
-"""Kill actors, machines and drivers of the score stage and let its storage fail: every record comes out once.
+"""Kill actors, nodes and drivers of the score stage and let its storage fail: every record is scored once.
 
-`MINT_RAY_HITS` says how often (6; the whole claim is 20), `MINT_RAY_SEED` with which seed.
+`MINT_RAY_FAULTS` is the number of injected faults (default 6; the full test is 20), `MINT_RAY_SEED` their seed.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from tests.stages.test_score import write_inputs
 pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(900)]
 
 RECORDS, ROWS_PER_PART = 20_000, 100
-HITS = int(os.environ.get("MINT_RAY_HITS", "6"))
+NUM_FAULTS = int(os.environ.get("MINT_RAY_FAULTS", "6"))
 SEED = int(os.environ.get("MINT_RAY_SEED") or time.time_ns() % 1_000_000)
 KINDS = ("actor", "driver", "node", "storage")
 
-# a machine that is lost is missed in seconds; Ray's defaults are meant for networks that pause
-IMPATIENT = {
+# a node failure is detected within seconds; Ray's defaults allow for networks that pause
+HEALTH_CHECKS = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
 
 
-class Slowly(TeacherActor):
-    """Takes its time, so that there is something to hit."""
+class SlowTeacherActor(TeacherActor):
+    """A teacher that pauses before each part, so that faults meet work in progress."""
 
     def work(self, part: RecordsPart) -> ScoredPart:
         time.sleep(float(os.environ["MINT_RAY_PAUSE"]))
@@ -60,16 +60,17 @@ def score(root: str) -> Artifact:
 
 
 class Run:
-    """The stage in two machines that are processes here, with storage behind a proxy, and what can happen to it."""
+    """The stage on two nodes that are processes here, with storage behind a proxy, and its faults."""
 
     def __init__(self, folder: Path, root: str, proxy: FaultProxy, direct: s3fs.S3FileSystem) -> None:
         self.folder, self.root, self.proxy, self.direct = folder, root, proxy, direct
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
         self.other = self.cluster.add_node(num_cpus=1)
         self.drivers: list[subprocess.Popen[bytes]] = []
-        self.done: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
 
     def start(self) -> None:
+        """Start a driver."""
         command = [sys.executable, "-m", "tests.faults.test_score_faults", self.root]
         with (self.folder / f"driver-{len(self.drivers)}.log").open("wb") as log:
             environment = os.environ | {"RAY_ADDRESS": self.cluster.address}
@@ -83,26 +84,26 @@ class Run:
         return "\n".join(path.read_text() for path in sorted(self.folder.glob("driver-*.log")))
 
     def finished(self) -> int:
-        """Parts with a completion record; asked past the proxy, whose faults are meant for others."""
+        """Return the number of parts with a completion record, without going through the proxy."""
         return sum(path.endswith(".json") for path in self.direct.find(f"{self.root}/{RUNS}"))
 
-    def wait_for_work(self, draws: random.Random) -> None:
-        """Until a few more parts are finished than now, and a random moment longer."""
-        least, until = self.finished() + draws.randint(1, 4), time.monotonic() + 120
-        while self.driver.poll() is None and self.finished() < least:
-            assert time.monotonic() < until, f"nothing is finished any more: {self.log()[-4000:]}"
+    def wait_for_work(self, rng: random.Random) -> None:
+        """Wait until a few more parts are finished than now, and a random time longer."""
+        wanted, until = self.finished() + rng.randint(1, 4), time.monotonic() + 120
+        while self.driver.poll() is None and self.finished() < wanted:
+            assert time.monotonic() < until, f"no progress: {self.log()[-4000:]}"
             time.sleep(0.1)
-        time.sleep(draws.uniform(0, 0.5))
+        time.sleep(rng.uniform(0, 0.5))
 
-    def hit(self, kind: str, draws: random.Random) -> bool:
-        """Whether there was something to hit."""
+    def inject(self, kind: str, rng: random.Random) -> bool:
+        """Inject a fault; return False if there was nothing to fail."""
         if self.driver.poll() is not None:
             return False
         if kind == "actor":
             actors = teacher_actors()
             if not actors:
                 return False
-            draws.choice(actors).kill()
+            rng.choice(actors).kill()
         elif kind == "driver":
             self.driver.kill()
             assert self.driver.wait() == -signal.SIGKILL
@@ -111,8 +112,8 @@ class Run:
             self.cluster.remove_node(self.other, allow_graceful=False)
             self.other = self.cluster.add_node(num_cpus=1)
         else:
-            self.proxy.arm(draws.choice(FAULTS), draws.randint(1, 4))
-        self.done[kind] += 1
+            self.proxy.arm(rng.choice(FAULTS), rng.randint(1, 4))
+        self.injected[kind] += 1
         return True
 
     def close(self) -> None:
@@ -123,9 +124,9 @@ class Run:
 
 
 def teacher_actors() -> list[psutil.Process]:
-    """Those of this test alone: other people's Rays run on the machine too."""
-    mine = psutil.Process().children(recursive=True)
-    return [process for process in mine if "MapWorker" in _title(process)]
+    """Return the actors of this test; other Ray clusters may run on the machine."""
+    children = psutil.Process().children(recursive=True)
+    return [process for process in children if "MapWorker" in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -138,8 +139,8 @@ def _title(process: psutil.Process) -> str:
 @pytest.fixture
 def run(s3_server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     proxy = FaultProxy(s3_server["AWS_ENDPOINT_URL"])
-    behind = {"AWS_ENDPOINT_URL": proxy.endpoint, "MINT_RAY_PAUSE": "0.25"}
-    for key, value in (s3_server | IMPATIENT | behind).items():
+    environment = {"AWS_ENDPOINT_URL": proxy.endpoint, "MINT_RAY_PAUSE": "0.25"}
+    for key, value in (s3_server | HEALTH_CHECKS | environment).items():
         monkeypatch.setenv(key, value)
     root = f"s3://{BUCKET}/faults"
     write_inputs(root, RECORDS, ROWS_PER_PART)
@@ -149,23 +150,23 @@ def run(s3_server: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         endpoint_url=s3_server["AWS_ENDPOINT_URL"],
         use_listings_cache=False,
     )
-    made = Run(tmp_path, root, proxy, direct)
-    yield made
-    made.close()
+    started = Run(tmp_path, root, proxy, direct)
+    yield started
+    started.close()
     proxy.close()
 
 
-def kinds(draws: random.Random) -> list[str]:
-    """As many of each, in any order."""
-    wanted = (list(KINDS) * HITS)[:HITS]
-    draws.shuffle(wanted)
-    return wanted
+def choose_faults(rng: random.Random) -> list[str]:
+    """Return equally many faults of each kind, in random order."""
+    faults = (list(KINDS) * NUM_FAULTS)[:NUM_FAULTS]
+    rng.shuffle(faults)
+    return faults
 
 
-def undisturbed(root: Path, disturbed: Artifact) -> list[File]:
-    """The files as one process writes them that asks the teacher part by part, without Ray and without S3."""
+def without_faults(root: Path, scored: Artifact) -> list[File]:
+    """Return the files that one process writes, part by part, without Ray and without S3."""
     records, teacher = write_inputs(root, RECORDS, ROWS_PER_PART)
-    artifact = open_artifact(str(root), "score", disturbed.config, disturbed.inputs)
+    artifact = open_artifact(str(root), "score", scored.config, scored.inputs)
     actor = TeacherActor(artifact, Score(), RareDisease(), teacher, records)
     paths = [
         (file.path.replace("records/", "scores/"), records.file_uri(file.path))
@@ -174,25 +175,25 @@ def undisturbed(root: Path, disturbed: Artifact) -> list[File]:
     return [
         file
         for path, uri in paths
-        for file in actor.work(RecordsPart(table="scores", path=path, uri=uri, without=None)).files
+        for file in actor.work(RecordsPart(table="scores", path=path, uri=uri, ablated=None)).files
     ]
 
 
-def test_every_record_comes_out_once_whatever_is_killed(run: Run, tmp_path: Path) -> None:
-    draws, started = random.Random(SEED), time.monotonic()
-    print(f"seed {SEED}, {HITS} hits")
+def test_every_record_is_scored_once_whatever_fails(run: Run, tmp_path: Path) -> None:
+    rng, started = random.Random(SEED), time.monotonic()
+    print(f"seed {SEED}, {NUM_FAULTS} faults")
     run.start()
-    for kind in kinds(draws):
-        run.wait_for_work(draws)
-        assert run.hit(kind, draws), f"nothing left to hit after {dict(run.done)}: {run.log()[-4000:]}"
+    for kind in choose_faults(rng):
+        run.wait_for_work(rng)
+        assert run.inject(kind, rng), f"nothing left to fail after {dict(run.injected)}: {run.log()[-4000:]}"
         print(f"{time.monotonic() - started:.1f} s, {run.finished()} parts: {kind}", flush=True)
     run.proxy.disarm()
     assert run.driver.wait(timeout=300) == 0, run.log()[-4000:]
-    print(f"{time.monotonic() - started:.1f} s: {dict(run.done)}, storage {dict(run.proxy.suffered)}")
+    print(f"{time.monotonic() - started:.1f} s: {dict(run.injected)}, storage {dict(run.proxy.injected)}")
 
-    found = made_of(run.root)
+    found = complete_artifact(run.root)
     assert verify(found.uri) == []
-    assert found.manifest.files == undisturbed(tmp_path / "undisturbed", found)
+    assert found.manifest.files == without_faults(tmp_path / "without_faults", found)
     ids = [
         record_id
         for file in found.table_files("scores")
@@ -202,8 +203,8 @@ def test_every_record_comes_out_once_whatever_is_killed(run: Run, tmp_path: Path
     assert run.finished() == 0
 
 
-def made_of(root: str) -> Artifact:
-    """The artifact of a run that is over: the stage finds it complete."""
+def complete_artifact(root: str) -> Artifact:
+    """Return the artifact of a run that has ended: the stage finds it complete."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module, "_score", lambda *_: pytest.fail("the stage ran again"))
         return score(root)
@@ -211,5 +212,5 @@ def made_of(root: str) -> Artifact:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    module.TeacherActor = Slowly  # type: ignore[misc]
+    module.TeacherActor = SlowTeacherActor  # type: ignore[misc]
     score(sys.argv[1])
