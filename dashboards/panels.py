@@ -1,4 +1,7 @@
-"""Dashboards as data: title, description and PromQL of each panel; `dashboards.build` writes them as Grafana's JSON."""
+"""Dashboards as data: title, description and PromQL of each panel; `dashboards.build` writes them as Grafana's JSON.
+
+Tested by tests/dashboards/test_build.py.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Command line: `mint-ray COMMAND SPEC [--with FILE]... [a.b=c ...]`.
 
-The modules import click alone; each command imports what it needs when it runs.
+The modules import click alone; each command imports what it needs when it runs. Tested by tests/cli/test_group.py.
 """
 
 from __future__ import annotations

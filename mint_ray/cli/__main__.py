@@ -1,4 +1,7 @@
-"""`python -m mint_ray.cli`, for machines where the `mint-ray` script is not on the path."""
+"""`python -m mint_ray.cli`, for nodes where the `mint-ray` script is not on the path.
+
+Tested by tests/remote/test_jobs.py.
+"""
 
 from mint_ray.cli import main
 

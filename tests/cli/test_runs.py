@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,13 @@ def test_the_json_object_is_the_last_line_whatever_is_printed_at_exit(folder: Pa
     assert done.returncode == 0, done.stderr
     assert done.stderr.endswith("late\n")
     assert list(json.loads(done.stdout.splitlines()[-1])["artifacts"]) == ["prepare"]
+
+
+def test_the_entry_point_of_ray_jobs_is_mint_ray_run(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "jobs" / "run.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "none.yaml"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"mint-ray: {tmp_path / 'none.yaml'}: no such file\n"
 
 
 @pytest.mark.parametrize("trials", ["0", "-1", "+0", "ten", "1.5"])

@@ -196,6 +196,6 @@ def test_stages_were_reported_as_running_and_no_alert_fired(sweep_run: SweepRun)
         for series in sweep_run.prometheus.query("max by (stage) (ray_mint_stage_running)")
         if any(value == "1" for _, value in series["values"])
     }
-    assert {"train", "evaluate"} <= running
+    assert {"train", "answer"} <= running
     assert sweep_run.prometheus.last('sum(ray_mint_sweep_trials{state="complete"})') == 1
     assert sweep_run.prometheus.query('ALERTS{alertstate="firing"}') == []
