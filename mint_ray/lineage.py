@@ -15,7 +15,7 @@ from typing import Any
 
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, find_artifact, open_artifact
-from mint_ray.config.loader import from_data
+from mint_ray.config.loader import UserError, from_data
 from mint_ray.config.pipeline import BUILT, PipelineConfig
 from mint_ray.config.stages import BuildVlm, Evaluate, Fit, Harness, MatchTexts, Pair, Prepare, Score, Train
 from mint_ray.models.pretrained import model_identity
@@ -33,6 +33,8 @@ HARNESS = "lm_eval"
 """Package of lm-evaluation-harness."""
 STUDENT_FOLDER = "student"
 """Folder of the weights in the output of `build_vlm`."""
+ABLATION = "without_"
+"""Prefix of the tables of `score` for which a modality was ablated; the modality follows."""
 
 
 def prepare(root: str, config: Prepare, task: AnyTask) -> Artifact:
@@ -227,12 +229,20 @@ def choose_passages(
 
 
 def benchmark(root: str, harness: Harness, request: AnswerRequest) -> Artifact:
-    """Name the benchmark results of one student."""
-    inputs = {"student": request.student_identity, HARNESS: importlib.metadata.version(HARNESS)}
+    """Name the benchmark results of one student. Raises UserError if the harness is not installed."""
+    inputs = {"student": request.student_identity, HARNESS: harness_version()}
     if harness.folder is not None:
         inputs["tasks"] = _folder_digest(Path(harness.folder))
     settings = {"student": _base_settings(request.student), "harness": harness}
     return open_artifact(root, "benchmark", settings, inputs)
+
+
+def harness_version() -> str:
+    """Return the installed version of lm-evaluation-harness. Raises UserError if there is none."""
+    try:
+        return importlib.metadata.version(HARNESS)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"evaluate.harness: {HARNESS} is not installed; install the extra `harness`") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

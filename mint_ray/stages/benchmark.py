@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from mint_ray import lineage, storage
 from mint_ray.artifacts import Artifact
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Evaluate, EvaluateResources, Harness
-from mint_ray.lineage import HARNESS, AnswerRequest, harness_of, resolve_student
+from mint_ray.lineage import HARNESS, AnswerRequest, harness_of, harness_version, resolve_student
 from mint_ray.runtime.map_parts import Workers, map_blocks
 from mint_ray.students.loading import load_model, load_tokenizer
 from mint_ray.telemetry import Progress
@@ -28,14 +26,13 @@ logger = logging.getLogger("mint_ray")
 
 def check_harness(config: Harness) -> None:
     """Raise UserError if the harness is not installed or does not know a task, before any work."""
-    if find_spec(HARNESS) is None:
-        raise UserError("evaluate.harness: lm_eval is not installed; install the extra `harness`")
+    version = harness_version()
     if config.folder is not None and not Path(config.folder).is_dir():
         raise UserError(f"evaluate.harness.folder: no folder {config.folder!r}")
     known = set(_task_manager(config).all_tasks)
     for task in config.tasks:
         if task not in known:
-            where = config.folder or f"lm_eval {_version()}"
+            where = config.folder or f"{HARNESS} {version}"
             raise UserError(f"evaluate.harness.tasks: no task {task!r} in {where}")
 
 
@@ -66,7 +63,7 @@ def run_harness(root: str, config: Evaluate, request: AnswerRequest) -> Artifact
 
 
 class HarnessActor:
-    """Runs harness tasks on one student, which it loads once."""
+    """Actor that runs harness tasks on one student, which it loads once."""
 
     def __init__(self, request: AnswerRequest, harness: Harness, resources: EvaluateResources) -> None:
         from lm_eval.models.huggingface import HFLM
@@ -128,7 +125,3 @@ def _task_manager(config: Harness) -> Any:
 
     # the thousands of built-in tasks take 15 seconds to read
     return TaskManager(include_path=config.folder, include_defaults=config.folder is None)
-
-
-def _version() -> str:
-    return importlib.metadata.version(HARNESS)

@@ -14,7 +14,7 @@ import torch
 from ray.util.queue import Queue
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, File
+from mint_ray.artifacts import Artifact, PartResult
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import BuildVlm
 from mint_ray.images import ImageError, read_images_ahead
@@ -32,13 +32,9 @@ logger = logging.getLogger("mint_ray")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltPart:
+class BuiltPart(PartResult):
     """The student that the task wrote, and its caption losses."""
 
-    path: str
-    files: list[File]
-    counts: dict[str, int]
-    dropped: dict[str, int]
     losses: dict[str, float]
     """Mean negative log-likelihood per caption token, by split, before and after training."""
 
@@ -57,15 +53,13 @@ def build_vlm(root: str, config: BuildVlm, records: Artifact) -> Artifact:
     connect()
     with artifact.write() as draft, listen(_progress_updater()) as queue:
         workers = Workers(
-            worker=BuildVlmActor,
+            worker=BuildVlmTask,
             arguments=(artifact, config, records, queue),
             cpus=resources.cpus,
             gpus=resources.gpus,
         )
         [built] = map_parts(artifact, [Part(path=STUDENT_FOLDER)], BuiltPart, workers)
-        draft.placed += built.files
-        draft.counts.update(built.counts)
-        draft.dropped.update(built.dropped)
+        draft.add_part(built)
         draft.metrics.update(built.losses)
     logger.info("build_vlm: %s", ", ".join(f"{name} {loss:.3f}" for name, loss in built.losses.items()))
     return artifact
@@ -83,8 +77,8 @@ def check_models(config: BuildVlm) -> None:
         raise UserError(f"build_vlm.language.{error}") from error
 
 
-class BuildVlmActor:
-    """Connects the two models, trains the projector and writes the student into the artifact."""
+class BuildVlmTask:
+    """Task that connects the two models, trains the projector and writes the student into the artifact."""
 
     def __init__(self, artifact: Artifact, config: BuildVlm, records: Artifact, queue: Queue | None = None) -> None:
         """`queue` gets (captions read so far, captions to read in all)."""

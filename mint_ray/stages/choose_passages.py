@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from mint_ray import lineage, storage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Evaluate
 from mint_ray.lineage import AnswerRequest, resolve_student, retrieval_of
@@ -23,11 +23,11 @@ from mint_ray.retrievers.passages import (
     ChosenPassages,
     Retrieved,
     allocate_words,
+    format_passages,
     measure_recall,
     prepend_passages,
-    format_passages,
 )
-from mint_ray.runtime.map_parts import Workers, map_parts
+from mint_ray.runtime.map_parts import Part, Workers, map_parts
 from mint_ray.students.config import Generation, Student
 from mint_ray.students.constrained_decoding import AllowedAnswers
 from mint_ray.students.generation import StudentGenerator
@@ -37,22 +37,10 @@ from mint_ray.telemetry import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievedRecords:
-    """A part of the retrieved documents and of their records: the work of one task."""
+class RetrievedPart(Part):
+    """One part of the retrieved documents (`uri`), and that of their records: the work of one task."""
 
-    path: str
-    """Part that is written, relative to the artifact."""
-    retrieved_uri: str
     records_uri: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PassagesPart:
-    """The passages of one part of the records."""
-
-    path: str
-    records: int
-    files: list[File]
 
 
 def choose_passages(
@@ -60,16 +48,16 @@ def choose_passages(
 ) -> Artifact:
     """Write table `passages` of `ChosenPassages`, one row per record of the split.
 
-    Raises UserError if the student does not say how long its context is and `max_prompt_tokens` is not set.
+    Raises UserError if the student's config does not state its context length and `max_prompt_tokens` is not set.
     """
     artifact = lineage.choose_passages(root, config, request, records, retrieved)
     if artifact.is_complete:
         return artifact
     retrieval, resources = retrieval_of(config), config.resources
     parts = [
-        RetrievedRecords(
+        RetrievedPart(
             path=file.path.replace("retrieved/", "passages/", 1),
-            retrieved_uri=retrieved.file_uri(file.path),
+            uri=retrieved.file_uri(file.path),
             records_uri=records.file_uri(file.path.replace("retrieved/", "records/", 1)),
         )
         for file in retrieved.table_files("retrieved")
@@ -84,10 +72,9 @@ def choose_passages(
         gpus=resources.gpus_per_actor if retrieval.adaptive else 0,
     )
     with artifact.write() as draft:
-        for part in map_parts(artifact, parts, PassagesPart, workers):
-            progress.advance(part.records)
-            draft.placed += part.files
-            draft.counts["records"] += part.records
+        for part in map_parts(artifact, parts, PartResult, workers):
+            progress.advance(part.rows)
+            draft.add_part(part)
         rows = [row for part in parts for row in from_table(ChosenPassages, read_part(artifact.file_uri(part.path)))]
         draft.counts["passages"] = sum(len(row.document_ids) for row in rows)
         draft.counts["documents_skipped"] = sum(len(row.skipped) for row in rows)
@@ -100,7 +87,7 @@ def choose_passages(
 
 
 class PassageActor:
-    """Sets out the passages of one part of the records at a time; loads the student if retrieval is adaptive."""
+    """Actor that chooses the passages of one part of the records at a time; adaptive retrieval needs the student."""
 
     def __init__(self, artifact: Artifact, config: Evaluate, request: AnswerRequest, labels: Sequence[Label]) -> None:
         torch.set_num_threads(max(1, int(config.resources.cpus_per_actor)))
@@ -112,19 +99,19 @@ class PassageActor:
         self.max_tokens = self._max_tokens(student, config.generation)
         self.generator = self._build_generator(student) if self.retrieval.adaptive else None
 
-    def work(self, part: RetrievedRecords) -> PassagesPart:
+    def work(self, part: RetrievedPart) -> PartResult:
         """Choose and write the passages of one part."""
-        found = {row.record_id: row for row in from_table(Retrieved, read_part(part.retrieved_uri))}
+        found = {row.record_id: row for row in from_table(Retrieved, read_part(part.uri))}
         records = [record for record in from_table(Record, read_part(part.records_uri)) if record.split == self.split]
         # one at a time: a record's passages depend on it alone
         rows = [self.choose(self.task.prompt(record), found[record.record_id]) for record in records]
         file, rows = self.artifact.write_part_once(part.path, ChosenPassages, rows)
-        return PassagesPart(path=part.path, records=len(rows), files=[file])
+        return PartResult(path=part.path, rows=len(rows), files=[file], counts={"records": len(rows)})
 
     def choose(self, prompt: list[Message], found: Retrieved) -> ChosenPassages:
-        """Return the passages of one record; neither prompt nor documents say which label is its own."""
-        documents, most = found.documents, self.retrieval.max_passage_words
-        words = allocate_words(prompt, documents, most, self.max_tokens, self._count)
+        """Return the passages of one record, of those that were retrieved; the true label is not used."""
+        documents, max_words = found.documents, self.retrieval.max_passage_words
+        words = allocate_words(prompt, documents, max_words, self.max_tokens, self._count)
 
         def write(shown: Sequence[int]) -> str:
             return format_passages([documents[i] for i in shown], [words[i] for i in shown])
@@ -144,7 +131,7 @@ class PassageActor:
             scores=[found.scores[i] for i in shown],
             words=[words[i] for i in shown],
             skipped=[document.document_id for i, document in enumerate(documents) if i not in shown],
-            truncated=words != [min(len(document.text.split()), most) for document in documents],
+            truncated=words != [min(len(document.text.split()), max_words) for document in documents],
             confidence=tried,
             text=write(shown),
         )
@@ -156,14 +143,14 @@ class PassageActor:
         with tempfile.TemporaryDirectory() as folder:
             if adapter is not None:
                 storage.download_folder(adapter.file_uri("adapter"), folder)
-            # sums over a name's tokens: probabilities of the names, whatever the ranking of answers goes by
+            # sums over a name's tokens are log-probabilities of the names, also if answers are normalized otherwise
             settings = Generation(length_normalization="sum")
             return StudentGenerator(student, settings, Path(folder) if adapter else None, answers=answers)
 
     def _max_tokens(self, student: Student, generation: Generation) -> int:
-        """Return the maximum length of a prompt: the setting, and what the context leaves for the answer.
+        """Return the maximum number of tokens of a prompt: the setting, or less so that the answer fits the context.
 
-        Raises UserError if neither is known.
+        Raises UserError if neither the setting nor the context length is known.
         """
         limit = self.retrieval.max_prompt_tokens
         config = load_config(resolve_model(student, "student"))
@@ -171,15 +158,15 @@ class PassageActor:
         if context is None:
             if limit is None:
                 raise UserError(
-                    f"evaluate.retrieval.max_prompt_tokens: {student.model_id} does not state its context length; set the "
-                    "maximum length of a prompt"
+                    f"evaluate.retrieval.max_prompt_tokens: {student.model_id} does not state its context length; set "
+                    "the maximum length of a prompt"
                 )
             return limit
-        # for every mode: room for the longest names that a list can have, and the end-of-sequence token
+        # enough for every mode: the longest names that a list can have, and the end-of-sequence token
         names = sorted(self.task.labels, key=lambda label: -len(label.name))[: self.request.num_labels]
-        listed = self.tokenizer(self.task.answer([label.label_id for label in names]), add_special_tokens=False)
-        room = context - max(generation.max_new_tokens, len(listed["input_ids"]) + 1)
-        return room if limit is None else min(limit, room)
+        answer = self.tokenizer(self.task.answer([label.label_id for label in names]), add_special_tokens=False)
+        available = context - max(generation.max_new_tokens, len(answer["input_ids"]) + 1)
+        return available if limit is None else min(limit, available)
 
     def _count(self, prompt: Sequence[Message]) -> int:
         messages = [dataclasses.asdict(message) for message in prompt]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
 import unicodedata
@@ -10,35 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import MatchTexts, Prepare, Splits
 from mint_ray.lineage import matching_of
 from mint_ray.records import TEXT_ID, TEXT_SIMILARITY, CandidateText, Record, Split, TextEmbedding, from_table
-from mint_ray.runtime.map_parts import actor_pool, map_parts
+from mint_ray.runtime.map_parts import Part, actor_pool, map_parts
 from mint_ray.sources import BadRow, build_source
 from mint_ray.teachers.config import TwoTower
 from mint_ray.teachers.two_tower import TwoTowerEncoder
 from mint_ray.telemetry import Progress
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TextsPart:
-    """A part of the texts: the work of one task."""
-
-    path: str
-    """Part of the embeddings that is written, relative to the artifact."""
-    uri: str
-    """Part of the texts that is read."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddedPart:
-    """The embeddings of one part of the texts."""
-
-    path: str
-    texts: int
-    files: list[File]
 
 
 def embed_texts(root: str, config: Prepare, records: Artifact) -> Artifact:
@@ -53,20 +33,20 @@ def embed_texts(root: str, config: Prepare, records: Artifact) -> Artifact:
     resources = matching.resources
     texts, dropped = select_texts(config, records.rows(Record, "records"))
     with artifact.write() as draft:
-        parts: list[TextsPart] = []
+        parts: list[Part] = []
         for number, start in enumerate(range(0, len(texts), config.rows_per_part)):
             name = f"part-{number:05d}.parquet"
             rows = texts[start : start + config.rows_per_part]
             draft.placed.append(artifact.write_part(f"texts/{name}", CandidateText, rows))
-            parts.append(TextsPart(path=f"embeddings/{name}", uri=artifact.file_uri(f"texts/{name}")))
+            parts.append(Part(path=f"embeddings/{name}", uri=artifact.file_uri(f"texts/{name}")))
         draft.counts["texts"] = len(texts)
         draft.counts.update(f"texts_{text.split}" for text in texts)
         draft.dropped.update(dropped)
         progress = Progress("embed_texts", len(texts), "texts")
         workers = actor_pool(EmbedActor, (artifact, matching.encoder), resources)
-        for part in map_parts(artifact, parts, EmbeddedPart, workers):
-            progress.advance(part.texts)
-            draft.placed += part.files
+        for part in map_parts(artifact, parts, PartResult, workers):
+            progress.advance(part.rows)
+            draft.add_part(part)
     return artifact
 
 
@@ -128,12 +108,12 @@ def fold(text: str) -> str:
 
 
 class EmbedActor:
-    """Embeds one part of the texts at a time."""
+    """Actor that embeds one part of the texts at a time."""
 
     def __init__(self, artifact: Artifact, config: TwoTower) -> None:
         self.artifact, self.encoder = artifact, TwoTowerEncoder(config)
 
-    def work(self, part: TextsPart) -> EmbeddedPart:
+    def work(self, part: Part) -> PartResult:
         """Embed and write one part."""
         texts = from_table(CandidateText, read_part(part.uri))
         rows = [
@@ -141,7 +121,7 @@ class EmbedActor:
             for text, vector in zip(texts, self.encoder.encode_texts([text.text for text in texts]), strict=True)
         ]
         file, rows = self.artifact.write_part_once(part.path, TextEmbedding, rows)
-        return EmbeddedPart(path=part.path, texts=len(rows), files=[file])
+        return PartResult(path=part.path, rows=len(rows), files=[file])
 
 
 def _read_texts(config: MatchTexts, max_bad_share: float, name: str) -> tuple[list[Record], Counter[str], int]:

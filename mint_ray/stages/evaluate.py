@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from mint_ray import lineage
 from mint_ray.artifacts import Artifact
 from mint_ray.config.stages import Evaluate
-from mint_ray.lineage import EvaluationInputs
+from mint_ray.lineage import ABLATION, EvaluationInputs
 from mint_ray.metrics import Resampling, measure
 from mint_ray.metrics.methods import METHODS, to_rows
 from mint_ray.records import Method, Prediction, Record, TeacherScores
 from mint_ray.samplers import AnySampler
 from mint_ray.tasks.config import AnyTask
-
-ABLATION = "without_"
-"""Prefix of the tables of scores for which a modality was ablated."""
 
 
 def evaluate_student(

@@ -70,7 +70,7 @@ def fit_worker(job: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         resumed = None if checkpoint is None else Path(checkpoint.to_directory(str(folder / "resumed")))
         if resumed is not None and (resumed / REPORT).exists():
-            return  # an earlier attempt finished and died before its teacher was published
+            return  # an earlier attempt finished and failed before its teacher was published
         teacher: Any = build_teacher(config.teacher)
         checkpoints = EpochCheckpoints(folder, resumed, job["queue"] if rank == 0 else None)
         report = teacher.train(records.rows(Label, "labels"), records.rows(Record, "records"), checkpoints)
@@ -81,7 +81,7 @@ def fit_worker(job: dict[str, Any]) -> None:
 
 
 class EpochCheckpoints:
-    """Reports the state after each epoch to Ray Train, and progress to the driver."""
+    """Checkpoints after each epoch, reported to Ray Train, and progress, reported to the driver."""
 
     def __init__(self, workspace: Path, resumed: Path | None, queue: Queue | None) -> None:
         self.workspace, self.resumed, self.queue = workspace, resumed, queue

@@ -13,7 +13,7 @@ import pyarrow as pa
 from transformers import AutoConfig
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, File, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import MatchTexts, Prepare
 from mint_ray.images import Frame, ImageError
@@ -29,8 +29,8 @@ from mint_ray.records import (
     Split,
     from_table,
 )
-from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
-from mint_ray.runtime.map_parts import Preprocessing, actor_pool, map_parts
+from mint_ray.runtime.images import COLUMNS, decode_images, decoded_images, decoding_memory
+from mint_ray.runtime.map_parts import Part, Preprocessing, actor_pool, map_parts
 from mint_ray.sources import build_source
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
@@ -46,30 +46,6 @@ IMAGES_PER_PRODUCT = 64
 """Images compared with all texts at a time: their cosines are one dense matrix."""
 DIGITS = 6
 """Decimals of the cosines that are compared; equal texts differ beyond them by the order of floating-point sums."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RecordsPart:
-    """A part of the records: the work of one task."""
-
-    path: str
-    """Part that is written, relative to the artifact."""
-    uri: str
-    """Part of the records that is read."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class MatchedPart:
-    """One part of the records, with matched texts."""
-
-    path: str
-    read: int
-    """Records of the part that was read."""
-    files: list[File]
-    matched: int
-    """Records that got a text."""
-    dropped: dict[str, int]
-    """Records that got no text, or were dropped because of it, by reason."""
 
 
 def check_texts(config: MatchTexts) -> None:
@@ -100,12 +76,9 @@ def match_texts(root: str, config: Prepare, task: AnyTask, records: Artifact, te
         draft.dropped.update(records.manifest.dropped)
         draft.dropped.update({f"texts: {reason}": count for reason, count in texts.manifest.dropped.items()})
         progress = Progress("match_texts", sum(file.rows or 0 for file in records.table_files("records")), "records")
-        num_matched = 0
         for part in _match_parts(artifact, matching_of(config), task, labels, records, texts):
-            progress.advance(part.read)
-            draft.placed += part.files
-            draft.dropped.update(part.dropped)
-            num_matched += part.matched
+            progress.advance(part.rows)
+            draft.add_part(part)
         found = _survey(artifact, draft.placed)
         for split in SPLITS:
             if records.manifest.counts[f"records_{split}"] and not found.splits[split]:
@@ -114,7 +87,7 @@ def match_texts(root: str, config: Prepare, task: AnyTask, records: Artifact, te
                 )
         draft.counts.update({f"records_{split}": found.splits[split] for split in SPLITS})
         draft.counts.update({"labels": len(labels), "groups": found.groups, "texts": texts.manifest.counts["texts"]})
-        draft.counts.update({"texts_used": found.texts_used, "records_matched": num_matched})
+        draft.counts["texts_used"] = found.texts_used
         if found.cosines:
             draft.metrics["text_similarity"] = {
                 "mean": round(float(np.mean(found.cosines)), 4),
@@ -143,7 +116,7 @@ def find_nearest(images_ND: Floats, texts_MD: Floats) -> tuple[list[int], list[f
 
 
 class MatchActor:
-    """Finds the nearest text for the images of one part of the records at a time."""
+    """Actor that finds the nearest texts for the images of one part of the records at a time."""
 
     def __init__(
         self, artifact: Artifact, config: MatchTexts, task: AnyTask, labels: Sequence[Label], texts: Artifact
@@ -156,10 +129,10 @@ class MatchActor:
             self.texts[text.split].append(text)
         self.vectors = _read_vectors(texts)
 
-    def work(self, part: RecordsPart, decoded: pa.Table) -> MatchedPart:
+    def work(self, part: Part, decoded: pa.Table) -> PartResult:
         """Match and write one part; `decoded` has its images (`ImageDecoder`)."""
         records = from_table(Record, read_part(part.uri))
-        images = seen_images(decoded) or []
+        images = decoded_images(decoded) or []
         dropped: Counter[str] = Counter()
         for image in images:
             if isinstance(image, ImageError):
@@ -184,19 +157,19 @@ class MatchActor:
             else:
                 rows.append(record)
         file, rows = self.artifact.write_part_once(part.path, Record, rows)
-        matched = sum(TEXT_ID in record.fields for record in rows)
-        return MatchedPart(path=part.path, read=len(records), files=[file], matched=matched, dropped=dict(dropped))
+        counts = {"records_matched": sum(TEXT_ID in record.fields for record in rows)}
+        return PartResult(path=part.path, rows=len(records), files=[file], counts=counts, dropped=dict(dropped))
 
 
 class ImageDecoder:
-    """Decodes the images of one part that need a text, for a `MatchActor`."""
+    """Task that decodes the images of one part that need a text, for a `MatchActor`."""
 
     columns = COLUMNS
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
 
-    def work(self, part: RecordsPart) -> pa.Table:
+    def work(self, part: Part) -> pa.Table:
         """Decode the images of one part."""
         records = from_table(Record, read_part(part.uri))
         return decode_images([record.image_uri if record.needs_text else None for record in records], self.frame)
@@ -226,19 +199,19 @@ def _match_parts(
     labels: Sequence[Label],
     records: Artifact,
     texts: Artifact,
-) -> Iterator[MatchedPart]:
+) -> Iterator[PartResult]:
     files, resources = records.table_files("records"), config.resources
     frame = TwoTowerEncoder(config.encoder).frame
-    parts = [RecordsPart(path=file.path, uri=records.file_uri(file.path)) for file in files]
+    parts = [Part(path=file.path, uri=records.file_uri(file.path)) for file in files]
     workers = actor_pool(MatchActor, (artifact, config, task, labels, texts), resources)
     decoding = Preprocessing(
         worker=ImageDecoder,
         arguments=(frame,),
         cpus=resources.decode_cpus,
-        memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
+        memory=decoding_memory(max(file.rows or 0 for file in files), frame),
         max_tasks=resources.max_decode_tasks,
     )
-    return map_parts(artifact, parts, MatchedPart, workers, preprocessing=decoding)
+    return map_parts(artifact, parts, PartResult, workers, preprocessing=decoding)
 
 
 def _read_vectors(texts: Artifact) -> dict[Split, Floats]:

@@ -8,13 +8,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, Draft, File, read_part
+from mint_ray.artifacts import Artifact, Draft, File, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Gate, Pair
 from mint_ray.ontology import nearest_diseases
@@ -30,7 +29,7 @@ from mint_ray.records import (
     to_table,
 )
 from mint_ray.reports.dataset_card import CARD, render_dataset_card
-from mint_ray.runtime.map_parts import Workers, map_blocks
+from mint_ray.runtime.map_parts import Part, Workers, map_blocks, map_parts
 from mint_ray.samplers import (
     AffinityMatrix,
     AnySampler,
@@ -51,29 +50,17 @@ PAIRS_PER_PART = 2_000
 DRAWN: tuple[Split, ...] = ("train", "validation")
 ROWS_AT_ONCE = 1_024
 """Records converted to Python objects at a time; with thousands of labels a part of the scores is large."""
-NEAREST = 200
+MAX_SIBLINGS = 200
 """Siblings kept per label: more than any list rejects."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScoresPart:
-    """One part of the scores: the work of one task."""
+class ScoresPart(Part):
+    """One part of the scores: the work of one task; `path` is that of the scores, as several parts may be written."""
 
     number: int
-    path: str
     record_parts: list[str]
-    """Parts of the records that hold the same records if both are in the same order."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PairsPart:
-    """Pairs drawn from one part of the scores, as the driver sees them."""
-
-    read: int
-    """Rows of the part of the scores."""
-    files: list[File]
-    counts: dict[str, int]
-    dropped: dict[str, int]
+    """Parts of the records that have the same records if both are in the same order."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,9 +83,9 @@ def draw_pairs(
     """Write tables `train` and `validation` of `PreferencePair`, in TRL's conversational columns.
 
     Each part of the scores is the work of one task; all pairs of a record are in one part. `rankings` are the students'
-    rankings that the sampler asks for, by URI of the student (None: the base student). Raises UserError if the teacher
-    is below a minimum of the gate, if the task has fewer labels than the lists need, or if the sampler's data cannot
-    be had.
+    rankings that the sampler needs, by URI of the student (None: the base student). Raises UserError if the teacher is
+    below a minimum of the gate, if the task has fewer labels than the lists need, or if the data that the sampler needs
+    is missing.
     """
     rankings = rankings or {}
     artifact = lineage.pair(root, config, task, records, scores, rankings)
@@ -108,18 +95,16 @@ def draw_pairs(
     check_gate(config.gate, measured)
     labels = records.rows(Label, "labels")
     config.sampler.check_num_labels(len(labels))
-    blocks = _blocks(records, scores)
+    parts = _parts(records, scores)
     with artifact.write() as draft:
         draft.metrics["gate"] = measured
-        context = _learn(config.sampler, labels, records, scores, blocks, draft)
+        context = _sampler_context(config.sampler, labels, records, parts, draft)
         progress = Progress("pair", sum(file.rows or 0 for file in scores.table_files("scores")), "records")
         inputs = PairingInputs(records=records, scores=scores, rankings=rankings, labels=labels)
         arguments = (artifact, config, task, inputs, context, PAIRS_PER_PART)
-        for part in _map(blocks, PairingActor, arguments, PairsPart):
-            progress.advance(part.read)
-            draft.placed += part.files
-            draft.counts.update(part.counts)
-            draft.dropped.update(part.dropped)
+        for part in map_parts(artifact, parts, PartResult, Workers(worker=PairingTask, arguments=arguments)):
+            progress.advance(part.rows)
+            draft.add_part(part)
         if draft.counts["pairs_train"] == 0:
             raise UserError(f"pair.sampler: {config.sampler.kind} drew no pair from {progress.completed} records")
         draft.write_text(CARD, render_dataset_card(artifact, draft, records, scores))
@@ -146,10 +131,10 @@ def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
     wanted = [number * total // count for number in range(count)] if count < total else list(range(total))
     found = []
     for file, end in zip(files, ends, strict=True):
-        here = [index - end + (file.rows or 0) for index in wanted if end - (file.rows or 0) <= index < end]
-        if here:
-            table = read_part(pairs.file_uri(file.path)).take(here)
-            found += from_table(PreferencePair, table)
+        start = end - (file.rows or 0)
+        indices = [index - start for index in wanted if start <= index < end]
+        if indices:
+            found += from_table(PreferencePair, read_part(pairs.file_uri(file.path)).take(indices))
     return found
 
 
@@ -160,12 +145,12 @@ class PairingInputs:
     records: Artifact
     scores: Artifact
     rankings: Mapping[str | None, Artifact]
-    """Students' rankings by URI of the student; None: the base student."""
+    """Students' rankings by URI of the student; None for the base student."""
     labels: list[Label]
 
 
-class PairingActor:
-    """Draws the pairs of one part of the scores at a time."""
+class PairingTask:
+    """Task that draws the pairs of one part of the scores."""
 
     def __init__(
         self,
@@ -184,26 +169,23 @@ class PairingActor:
         self.task = build_task(task, inputs.labels, config.sampler.top)
         self.context = context
         self.pairs_per_part = pairs_per_part
-        # the garbage collector would traverse the ontology repeatedly: a quarter of the run time
+        # otherwise the garbage collector traverses the ontology repeatedly: a quarter of the run time
         gc.freeze()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Draw the pairs of each part of a batch."""
-        return to_table([self._work(part) for part in _rows(ScoresPart, batch)], PairsPart)
-
-    def _work(self, part: ScoresPart) -> PairsPart:
-        table = read_part(self.inputs.scores.file_uri(part.path))
+    def work(self, part: ScoresPart) -> PartResult:
+        """Draw and write the pairs of one part."""
+        table = read_part(part.uri)
         scores = table.filter(pc.is_in(table["split"], value_set=pa.array(DRAWN)))
         records = read_records(self.inputs.records, part.record_parts, scores["record_id"])
-        answers = self._rankings(part.record_parts, scores["record_id"])
-        context = dataclasses.replace(self.context, student_rankings=answers)
+        rankings = self._student_rankings(part.record_parts, scores["record_id"])
+        context = dataclasses.replace(self.context, student_rankings=rankings)
         files: list[File] = []
         counts: Counter[str] = Counter()
         dropped: Counter[str] = Counter()
         stem = part.path.removeprefix("scores/").removesuffix(".parquet")
         for split in DRAWN:
-            is_here = pc.equal(scores["split"], split)
-            pairs_by_record = self._draw(records.filter(is_here), scores.filter(is_here), context, counts, dropped)
+            in_split = pc.equal(scores["split"], split)
+            pairs_by_record = self._draw(records.filter(in_split), scores.filter(in_split), context, counts, dropped)
             # a table without rows has one empty part, so that it exists
             parts = list(_chunk(pairs_by_record, self.pairs_per_part)) or ([[]] if part.number == 0 else [])
             files += [
@@ -213,11 +195,12 @@ class PairingActor:
             counts[f"pairs_{split}"] = sum(map(len, parts))
         run = self.artifact.name
         record_metric("pairs_written", sum(counts[f"pairs_{split}"] for split in DRAWN), run=run)
-        record_metric("bytes_written", sum(file.bytes for file in files), stage="pair", run=run)
         record_failed_rows("pair", run, dropped)
-        return PairsPart(read=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
+        return PartResult(path=part.path, rows=len(table), files=files, counts=dict(counts), dropped=dict(dropped))
 
-    def _rankings(self, record_parts: list[str], wanted: pa.ChunkedArray) -> dict[str | None, dict[str, list[str]]]:
+    def _student_rankings(
+        self, record_parts: list[str], wanted: pa.ChunkedArray
+    ) -> dict[str | None, dict[str, list[str]]]:
         """Return each student's ranking of the records `wanted`: student to record id to label ids."""
         found = {}
         for student, answers in self.inputs.rankings.items():
@@ -289,17 +272,17 @@ class PairingActor:
         ]
 
 
-class ConfusionActor:
-    """Counts which labels the teacher confuses on the validation split."""
+class ConfusionTask:
+    """Task that counts which labels the teacher confuses on the validation split."""
 
-    def __init__(self, records: Artifact, scores: Artifact, top: int) -> None:
-        self.records, self.scores, self.top = records, scores, top
+    def __init__(self, records: Artifact, top: int) -> None:
+        self.records, self.top = records, top
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Count the confusions of each part of a batch."""
         counts: Counter[tuple[str, str]] = Counter()
-        for part in _rows(ScoresPart, batch):
-            table = read_part(self.scores.file_uri(part.path))
+        for part in from_table(ScoresPart, batch.cast(schema_of(ScoresPart))):
+            table = read_part(part.uri)
             scores = table.filter(pc.equal(table["split"], "validation"))
             columns = ["record_id", "label_id"]
             records = read_records(self.records, part.record_parts, scores["record_id"], columns)
@@ -321,8 +304,15 @@ def read_records(
 ) -> pa.Table:
     """Return the records with the ids `wanted`, in that order.
 
-    `expected_parts` are read first, others only if a record is missing. `columns`, if not all, include `record_id`;
-    `name` is the name of the table. Raises UserError if the artifact does not hold a record.
+    Args:
+        records: Artifact with the table.
+        expected_parts: Paths of the parts that are read first; others are read only if a record is missing.
+        wanted: Record ids.
+        columns: Columns that are read, `record_id` among them; None for all.
+        name: Name of the table.
+
+    Raises:
+        UserError: A record is missing.
     """
     paths = [*expected_parts, *(file.path for file in records.table_files(name) if file.path not in expected_parts)]
     tables: list[pa.Table] = []
@@ -347,45 +337,46 @@ def note_span(prompt: list[Message], note: str) -> list[int] | None:
     return None if start < 0 else [start, start + len(note)]
 
 
-def _blocks(records: Artifact, scores: Artifact) -> list[pa.Table]:
+def _parts(records: Artifact, scores: Artifact) -> list[ScoresPart]:
     """Return the work of each task; the parts of the records are found by row numbers, as both tables are sorted."""
     bounds, end = [], 0
     for file in records.table_files("records"):
         bounds.append((end, end + (file.rows or 0), file.path))
         end += file.rows or 0
-    blocks, start = [], 0
+    found, start = [], 0
     for number, file in enumerate(scores.table_files("scores")):
         stop = start + (file.rows or 0)
-        parts = [path for first, last, path in bounds if first < stop and last > start]
-        blocks.append(to_table([ScoresPart(number=number, path=file.path, record_parts=parts)], ScoresPart))
+        paths = [path for first, last, path in bounds if first < stop and last > start]
+        found.append(ScoresPart(path=file.path, uri=scores.file_uri(file.path), number=number, record_parts=paths))
         start = stop
-    return blocks
+    return found
 
 
 def _rows_from(scores: pa.Table, start: int) -> list[TeacherScores]:
     return from_table(TeacherScores, scores.slice(start, ROWS_AT_ONCE))
 
 
-def _learn(
+def _sampler_context(
     sampler: AnySampler,
     labels: list[Label],
     records: Artifact,
-    scores: Artifact,
-    blocks: list[pa.Table],
+    parts: list[ScoresPart],
     draft: Draft,
 ) -> SamplerContext:
-    """Gather the data that the sampler requires, once for all records."""
+    """Return the data that the sampler requires for all records."""
     confusions: AffinityMatrix = {}
     siblings: AffinityMatrix = {}
     if "confusions" in sampler.requires:
         counts: Counter[tuple[str, str]] = Counter()
-        for row in _map(blocks, ConfusionActor, (records, scores, sampler.top), Confusion):
-            counts[row.label, row.other] += row.count
+        blocks = [to_table([part], ScoresPart) for part in parts]
+        for block in map_blocks(blocks, Workers(worker=ConfusionTask, arguments=(records, sampler.top))):
+            for row in from_table(Confusion, block.cast(schema_of(Confusion))):
+                counts[row.label, row.other] += row.count
         confusions = to_affinity_matrix(counts)
         if not confusions:
             raise UserError(
-                f"pair.sampler: {sampler.kind} needs confusions of the teacher on the validation split, and no record "
-                f"there has a known label and another one in the teacher's first {sampler.top}"
+                f"pair.sampler: {sampler.kind} needs confusions of the teacher on the validation split; no record "
+                f"there has a known label and another one among the teacher's first {sampler.top}"
             )
         draft.counts["labels_confused"] = len(confusions)
     if "siblings" in sampler.requires:
@@ -399,7 +390,7 @@ def find_siblings(labels: list[Label]) -> AffinityMatrix:
 
     Raises UserError if it annotates fewer than two of the labels.
     """
-    siblings = nearest_diseases([label.label_id for label in labels], NEAREST)
+    siblings = nearest_diseases([label.label_id for label in labels], MAX_SIBLINGS)
     if len(siblings) < 2:
         missing = next(label for label in labels if label.label_id not in siblings)
         raise UserError(
@@ -407,16 +398,6 @@ def find_siblings(labels: list[Label]) -> AffinityMatrix:
             f"{len(siblings)} of the task's {len(labels)}, and not {missing.label_id!r} ({missing.name})"
         )
     return siblings
-
-
-def _map(blocks: list[pa.Table], actor: type[Any], arguments: tuple[Any, ...], row: type[Any]) -> Iterator[Any]:
-    """Yield the rows that tasks return for the blocks."""
-    for batch in map_blocks(blocks, Workers(worker=actor, arguments=arguments)):
-        yield from _rows(row, batch)
-
-
-def _rows(row: type[Any], batch: pa.Table) -> list[Any]:
-    return from_table(row, batch.cast(schema_of(row)))
 
 
 def _chunk(pairs_by_record: Iterable[list[PreferencePair]], size: int) -> Iterator[list[PreferencePair]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Evaluate
 from mint_ray.lineage import retrieval_of
@@ -15,29 +14,10 @@ from mint_ray.retrievers import Document, build_retriever
 from mint_ray.retrievers.config import Retrieval
 from mint_ray.retrievers.documents import document_inputs, read_documents
 from mint_ray.retrievers.passages import Retrieved, measure_recall
-from mint_ray.runtime.map_parts import Workers, map_parts
+from mint_ray.runtime.map_parts import Part, Workers, map_parts
 from mint_ray.tasks import build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.telemetry import Progress
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RecordsPart:
-    """A part of the records: the work of one task."""
-
-    path: str
-    """Part that is written, relative to the artifact."""
-    uri: str
-    """Part of the records that is read."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievedPart:
-    """The retrieved documents of one part of the records."""
-
-    path: str
-    records: int
-    files: list[File]
 
 
 def check_retrieval(config: Retrieval) -> None:
@@ -61,7 +41,7 @@ def retrieve_documents(root: str, config: Evaluate, task: AnyTask, records: Arti
     labels, rows = records.rows(Label, "labels"), records.rows(Record, "records")
     corpus = read_documents(retrieval.documents, labels, rows)
     parts = [
-        RecordsPart(path=file.path.replace("records/", "retrieved/", 1), uri=records.file_uri(file.path))
+        Part(path=file.path.replace("records/", "retrieved/", 1), uri=records.file_uri(file.path))
         for file in records.table_files("records")
     ]
     progress = Progress("retrieve", records.manifest.counts[f"records_{config.split}"], "records")
@@ -76,10 +56,9 @@ def retrieve_documents(root: str, config: Evaluate, task: AnyTask, records: Arti
             cpus=resources.cpus_per_actor,
             gpus=resources.gpus_per_actor if retrieval.retriever.kind == "dense" else 0,
         )
-        for part in map_parts(artifact, parts, RetrievedPart, workers):
-            progress.advance(part.records)
-            draft.placed += part.files
-            draft.counts["records"] += part.records
+        for part in map_parts(artifact, parts, PartResult, workers):
+            progress.advance(part.rows)
+            draft.add_part(part)
         found = {
             row.record_id: [document.document_id for document in row.documents]
             for part in parts
@@ -92,7 +71,7 @@ def retrieve_documents(root: str, config: Evaluate, task: AnyTask, records: Arti
 
 
 class RetrieverActor:
-    """Searches an index of all documents for one part of the records at a time."""
+    """Actor that searches an index of all documents for one part of the records at a time."""
 
     def __init__(
         self,
@@ -109,12 +88,12 @@ class RetrieverActor:
         self.retriever = build_retriever(retrieval.retriever)
         self.retriever.index(documents)
 
-    def work(self, part: RecordsPart) -> RetrievedPart:
+    def work(self, part: Part) -> PartResult:
         """Search for the records of one part and write what was found."""
         records = [record for record in from_table(Record, read_part(part.uri)) if record.split == self.split]
         rows = self.search([record.record_id for record in records], [self.task.note(record) for record in records])
         file, rows = self.artifact.write_part_once(part.path, Retrieved, rows)
-        return RetrievedPart(path=part.path, records=len(rows), files=[file])
+        return PartResult(path=part.path, rows=len(rows), files=[file], counts={"records": len(rows)})
 
     def search(self, record_ids: Sequence[str], notes: Sequence[str]) -> list[Retrieved]:
         """Return the documents of each record; the note is the whole query."""

@@ -1,4 +1,4 @@
-"""Ask the teacher to rank every label of every record, part by part, from storage to storage, each part once."""
+"""Score every label of every record with the teacher, one part of the records at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from mint_ray import lineage, storage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, PartResult, read_part
 from mint_ray.config.loader import UserError, from_data, one_line
 from mint_ray.config.stages import Fit, Score
-from mint_ray.images import Frame, ImageError, Pixels
+from mint_ray.images import Frame, Images
+from mint_ray.lineage import ABLATION
 from mint_ray.metrics import MAX_K
 from mint_ray.records import Label, Record, TeacherScores, from_table
-from mint_ray.runtime.images import COLUMNS, decode_images, memory_to_decode, seen_images
-from mint_ray.runtime.map_parts import Preprocessing, actor_pool, map_parts
+from mint_ray.runtime.images import COLUMNS, decode_images, decoded_images, decoding_memory
+from mint_ray.runtime.map_parts import Part, Preprocessing, actor_pool, map_parts
 from mint_ray.tasks import Task, build_task
 from mint_ray.tasks.config import AnyTask
 from mint_ray.teachers import ImageTeacher, Teacher, build_teacher
@@ -34,111 +35,106 @@ from mint_ray.telemetry import Progress, record_failed_rows, record_metric
 logger = logging.getLogger("mint_ray")
 
 RAISED = "teacher_raised"
-
-Image = Pixels | ImageError | None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RecordsPart:
-    """One part of the records, to be scored whole or without one modality: the work of one task."""
-
-    table: str
-    path: str
-    """Of the part that is written."""
-    uri: str
-    """Of the part that is read."""
-    without: str | None
+"""Start of the reason of a record for which the teacher raised an exception; the type of the exception follows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredPart:
-    """What a task made of one part of the records: all that the driver ever sees of them."""
+class RecordsPart(Part):
+    """One part of the records, with all modalities or without one: the work of one task."""
 
     table: str
-    path: str
-    read: int
-    """Rows of the part that was read."""
+    """Table that is written."""
+    ablated: str | None = None
+    """Modality to ablate."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredPart(PartResult):
+    """The scores of one part of the records, as the driver sees them."""
+
+    table: str
     first_id: str | None
-    """Least record id of the part that was read; None of a part without rows."""
+    """Smallest record id of the part that was read; None for a part without rows."""
     last_id: str | None
-    files: list[File]
-    judged: dict[str, int]
-    """Of the validation split: `records`, and how many of them have their label in the `top_1`, the `top_k`, are
-    `ok`."""
-    failed: dict[str, int]
-    """Records without a ranking, by reason, and answers that an ensemble had to do without, by member."""
-    complaint: str | None
-    """What the teacher said of the first record that it raised on."""
+    """Largest record id."""
+    validation: dict[str, int]
+    """Counts on the validation split: `records`, those with their label in the `top_1` and in the `top_k`, and those
+    that are `ok`."""
+    error: str | None
+    """Message of the first exception that the teacher raised for a record."""
 
 
 def score_records(root: str, config: Score, task: AnyTask, teacher: Artifact, records: Artifact) -> Artifact:
-    """Table `scores`, one row per record, and a table `without_x` of held-out records for each modality left out.
+    """Write table `scores`, one row per record, and a table `without_x` of held-out records for each ablated modality.
 
-    The parts of each table are parallel to those of the records: same index, same order of rows. A record that the
-    teacher cannot score keeps its row, with status `failed` and a reason. Images are decoded by tasks of their own, a
-    few parts ahead of a teacher that looks at them. Raises UserError for a record that occurs twice, and for parts that
-    are not in the order of their record ids; what a teacher raises on every record of a part ends the run.
+    The parts of each table are parallel to those of the records: same number, same order of rows. A record that the
+    teacher cannot score keeps its row, with status `failed` and a reason. For a teacher that takes images, they are
+    decoded a few parts ahead by tasks of their own.
+
+    Raises:
+        UserError: A record id occurs twice, or the records are not in the order of their ids.
+        RuntimeError: The teacher raised an exception for every record of a part.
     """
     artifact = lineage.score(root, config, task, teacher, records)
     if artifact.is_complete:
         return artifact
     with artifact.write() as draft:
-        made = _score(artifact, config, task, teacher, records)
-        for table in dict.fromkeys(part.table for part in made):
-            parts = [part for part in made if part.table == table]
-            draft.placed += [file for part in parts for file in part.files]
-            draft.counts[table] = sum(file.rows or 0 for part in parts for file in part.files)
-            for part in parts:
-                draft.dropped.update({f"{table}: {reason}": count for reason, count in part.failed.items()})
-            draft.metrics[table] = _shares([part.judged for part in parts])
-        complaints = [part.complaint for part in made if part.complaint]
-        if complaints:
-            logger.warning("score: the teacher failed, first on %s", complaints[0])
+        parts = _score(artifact, config, task, teacher, records)
+        for part in parts:
+            draft.add_part(part)
+        for table in dict.fromkeys(part.table for part in parts):
+            draft.metrics[table] = _measure([part.validation for part in parts if part.table == table])
+        errors = [part.error for part in parts if part.error]
+        if errors:
+            logger.warning("score: the teacher raised exceptions, the first for %s", errors[0])
     logger.info("score: on validation %s", draft.metrics["scores"])
     return artifact
 
 
 class TeacherActor:
-    """Holds one teacher on a worker and ranks the labels of the records of one part after the other."""
+    """Actor that scores the labels of one part of the records at a time with the teacher that it loads."""
 
     def __init__(self, artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, records: Artifact) -> None:
         self.artifact, self.batch_size = artifact, config.resources.batch_size
         self.name = _settings(teacher).kind
         self.teacher = self._load(teacher)
         self.task = _task(config, task, records)
-        self.scored: tuple[list[Record], list[Image] | None] | None = None
-        """A record that went well, and its image."""
+        self.last_scored: tuple[list[Record], Images | None] | None = None
+        """A record that was scored without an error, and its image."""
 
     def work(self, part: RecordsPart, decoded: pa.Table | None = None) -> ScoredPart:
-        """`decoded` is what a `Decoder` made of the part; without it the teacher reads its images itself."""
-        records = from_table(Record, read_part(part.uri))
-        _check_unique(part.uri, records)
-        asked = _asked(part, records, self.task)
-        images = None if decoded is None else seen_images(decoded)
+        """Score and write one part; `decoded` has its images (`ImageDecoder`), without it the teacher reads them."""
+        read = from_table(Record, read_part(part.uri))
+        _check_unique(part.uri, read)
+        records = _select_records(part, read, self.task)
+        images = None if decoded is None else decoded_images(decoded)
         rows: list[TeacherScores] = []
-        complaints: list[str] = []
-        for start in range(0, len(asked), self.batch_size):
-            here = slice(start, start + self.batch_size)
+        errors: list[str] = []
+        for start in range(0, len(records), self.batch_size):
+            batch = slice(start, start + self.batch_size)
             began = time.monotonic()
-            rows += self._rank(asked[here], None if images is None else images[here], complaints)
+            rows += self._score_batch(records[batch], None if images is None else images[batch], errors)
             record_metric("teacher_batch_seconds", time.monotonic() - began, run=self.artifact.name)
-        if len(complaints) == len(asked) > 1:
-            raise RuntimeError(f"{part.path}: the teacher failed on every one of {len(asked)} records: {complaints[0]}")
+        if len(errors) == len(records) > 1:
+            raise RuntimeError(f"{part.path}: the teacher raised for each of its {len(records)} records: {errors[0]}")
         file, rows = self.artifact.write_part_once(part.path, TeacherScores, rows)
         failed = Counter(row.reason or "" for row in rows if row.status == "failed")
         record_metric("records_scored", len(rows), run=self.artifact.name)
         record_failed_rows("score", self.artifact.name, failed)
-        ids = [record.record_id for record in records]
+        # members of an ensemble that could not score are counted, too
+        failed.update(member for row in rows for member in row.silent)
+        ids = [record.record_id for record in read]
         return ScoredPart(
             table=part.table,
             path=part.path,
-            read=len(records),
+            rows=len(read),
             first_id=min(ids, default=None),
             last_id=max(ids, default=None),
             files=[file],
-            judged=_judge(rows, asked),
-            failed=dict(failed + Counter(member for row in rows for member in row.silent)),
-            complaint=complaints[0] if complaints else None,
+            counts={part.table: len(rows)},
+            dropped={f"{part.table}: {reason}": count for reason, count in failed.items()},
+            validation=_count_correct(rows, records),
+            error=errors[0] if errors else None,
         )
 
     def _load(self, artifact: Artifact) -> Teacher:
@@ -148,51 +144,49 @@ class TeacherActor:
             teacher.load(Path(folder))
         return teacher
 
-    def _rank(
-        self, records: Sequence[Record], images: Sequence[Image] | None, complaints: list[str]
-    ) -> list[TeacherScores]:
-        """One row per record, in order; a record that the teacher raises on fails, its neighbours do not."""
+    def _score_batch(self, records: Sequence[Record], images: Images | None, errors: list[str]) -> list[TeacherScores]:
+        """Return one row per record, in order. A record for which the teacher raises fails; the others do not."""
         try:
-            rows = self._ask(records, images)
+            rows = self._call_teacher(records, images)
         except UserError:
             raise
         except Exception:
             rows = [
-                self._rank_alone(record, images and images[place : place + 1], complaints)
-                for place, record in enumerate(records)
+                self._score_alone(record, images and images[index : index + 1], errors)
+                for index, record in enumerate(records)
             ]
-            if self.scored is not None:
-                # if this raises too, the teacher is broken, not a record
-                self._ask(*self.scored)
+            if self.last_scored is not None:
+                # if this raises too, the fault is the teacher's, not that of a record
+                self._call_teacher(*self.last_scored)
         if [row.record_id for row in rows] != [record.record_id for record in records]:
             raise RuntimeError(f"the teacher {self.name!r} did not return one row per record, in order")
-        rows = [_checked(row) for row in rows]
-        well = next((place for place, row in enumerate(rows) if row.status == "ok"), None)
-        if well is not None:
-            # a copy of its image: that itself would keep those of the whole part in Ray's object store
-            image = None if images is None else [_copied(images[well])]
-            self.scored = [records[well]], image
+        rows = [_validate(row) for row in rows]
+        ok = next((index for index, row in enumerate(rows) if row.status == "ok"), None)
+        if ok is not None:
+            # a copy, as a view would keep the images of the whole part in Ray's object store
+            image = None if images is None else [_copy(images[ok])]
+            self.last_scored = [records[ok]], image
         return rows
 
-    def _rank_alone(self, record: Record, image: Sequence[Image] | None, complaints: list[str]) -> TeacherScores:
+    def _score_alone(self, record: Record, image: Images | None, errors: list[str]) -> TeacherScores:
         try:
-            return self._ask([record], image)[0]
+            return self._call_teacher([record], image)[0]
         except UserError:
             raise
         except Exception as error:
             kind = type(error).__name__
-            complaints.append(f"record {record.record_id!r}: {kind}: {one_line(error)}")
-            # not its words: they may name what differs from run to run, and would make each row a reason of its own
+            errors.append(f"record {record.record_id!r}: {kind}: {one_line(error)}")
+            # the type alone: messages may differ from run to run, and each would be a reason of its own
             return _failed(record.record_id, record.split, self.name, f"{RAISED}_{kind}")
 
-    def _ask(self, records: Sequence[Record], images: Sequence[Image] | None) -> list[TeacherScores]:
+    def _call_teacher(self, records: Sequence[Record], images: Images | None) -> list[TeacherScores]:
         if images is None or not isinstance(self.teacher, ImageTeacher):
             return self.teacher.score(records)
         return self.teacher.score_images(records, images)
 
 
-class Decoder:
-    """Decodes the images of one part of the records, for a `TeacherActor`."""
+class ImageDecoder:
+    """Task that decodes the images of one part of the records, for a `TeacherActor`."""
 
     columns = COLUMNS
 
@@ -201,9 +195,16 @@ class Decoder:
         self.task = functools.cache(lambda: _task(config, task, records))
 
     def work(self, part: RecordsPart) -> pa.Table:
-        task = None if part.without is None else self.task()
-        asked = _asked(part, from_table(Record, read_part(part.uri)), task)
-        return decode_images([record.image_uri for record in asked], self.frame)
+        """Decode the images of one part."""
+        task = None if part.ablated is None else self.task()
+        records = _select_records(part, from_table(Record, read_part(part.uri)), task)
+        return decode_images([record.image_uri for record in records], self.frame)
+
+
+def frame_of(teacher: Artifact) -> Frame | None:
+    """Return the format in which the teacher takes images; None for a teacher that takes none or reads them itself."""
+    built = build_teacher(_settings(teacher))
+    return built.frame() if isinstance(built, ImageTeacher) else None
 
 
 def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, records: Artifact) -> list[ScoredPart]:
@@ -213,52 +214,46 @@ def _score(artifact: Artifact, config: Score, task: AnyTask, teacher: Artifact, 
             table=table,
             path=file.path.replace("records/", f"{table}/", 1),
             uri=records.file_uri(file.path),
-            without=modality,
+            ablated=modality,
         )
-        for table, modality in [("scores", None), *((f"without_{modality}", modality) for modality in config.ablate)]
+        for table, modality in [("scores", None), *((f"{ABLATION}{modality}", modality) for modality in config.ablate)]
         for file in files
     ]
     frame = frame_of(teacher)
     preprocessing = None
     if frame is not None:
         preprocessing = Preprocessing(
-            worker=Decoder,
+            worker=ImageDecoder,
             arguments=(frame, config, task, records),
             cpus=resources.decode_cpus,
-            memory=memory_to_decode(max(file.rows or 0 for file in files), frame),
+            memory=decoding_memory(max(file.rows or 0 for file in files), frame),
             max_tasks=resources.max_decode_tasks,
         )
     progress = Progress("score", sum(file.rows or 0 for file in files) * (1 + len(config.ablate)), "records")
-    made: list[ScoredPart] = []
+    scored: list[ScoredPart] = []
     workers = actor_pool(TeacherActor, (artifact, config, task, teacher, records), resources)
     for part in map_parts(artifact, parts, ScoredPart, workers, preprocessing=preprocessing):
-        progress.advance(part.read)
-        _check_order(records, made[-1] if made else None, part)
-        made.append(part)
-    if [part.path for part in made] != [part.path for part in parts]:
-        raise RuntimeError(f"{artifact.name}: {len(parts)} parts went in, {len(made)} came out")
-    return made
-
-
-def frame_of(teacher: Artifact) -> Frame | None:
-    """The form in which the teacher wants its images decoded ahead of it; None for one that looks at none."""
-    built = build_teacher(_settings(teacher))
-    return built.frame() if isinstance(built, ImageTeacher) else None
+        progress.advance(part.rows)
+        _check_order(records, scored[-1] if scored else None, part)
+        scored.append(part)
+    if [part.path for part in scored] != [part.path for part in parts]:
+        raise RuntimeError(f"{artifact.name}: {len(scored)} of {len(parts)} parts were returned")
+    return scored
 
 
 def _task(config: Score, task: AnyTask, records: Artifact) -> Task | None:
-    """What knows how to leave a modality out, if any is to be."""
+    """Return the task, which ablates modalities; None if none is ablated."""
     return build_task(task, records.rows(Label, "labels"), 1) if config.ablate else None
 
 
-def _asked(part: RecordsPart, records: Sequence[Record], task: Task | None) -> Sequence[Record]:
-    """The records of a part as the teacher is to see them."""
-    if part.without is None or task is None:
+def _select_records(part: RecordsPart, records: Sequence[Record], task: Task | None) -> Sequence[Record]:
+    """Return the records that the teacher scores: all of the part, or for an ablation the held-out ones, ablated."""
+    if part.ablated is None or task is None:
         return records
-    return [task.ablate(record, part.without) for record in records if record.split != "train"]
+    return [task.ablate(record, part.ablated) for record in records if record.split != "train"]
 
 
-def _copied(image: Image) -> Image:
+def _copy(image: Any) -> Any:
     return np.array(image) if isinstance(image, np.ndarray) else image
 
 
@@ -275,18 +270,18 @@ def _check_unique(uri: str, records: Sequence[Record]) -> None:
 
 
 def _check_order(records: Artifact, before: ScoredPart | None, part: ScoredPart) -> None:
-    """Raise UserError unless the ids of `part` come behind those of the part ahead of it, so that none is in both."""
+    """Raise UserError unless every id of `part` is greater than those of the part before it: then none is in both."""
     if before is None or before.table != part.table or before.last_id is None or part.first_id is None:
         return
     if part.first_id <= before.last_id:
         raise UserError(
-            f"{records.uri}: record_id: {part.path} starts with {part.first_id!r}, which does not come behind "
-            f"{before.last_id!r} in the part before it: records lie in the order of their ids, each once"
+            f"{records.uri}: record_id: {part.path} has {part.first_id!r}, and the part before it has "
+            f"{before.last_id!r}; records must be in the order of their ids, each once"
         )
 
 
-def _checked(row: TeacherScores) -> TeacherScores:
-    """The row, or why it is no ranking."""
+def _validate(row: TeacherScores) -> TeacherScores:
+    """Return the row, or a failed row if it is not a ranking."""
     if row.status == "failed":
         return row
     if len(row.labels) != len(row.scores):
@@ -302,20 +297,21 @@ def _failed(record_id: str, split: Any, teacher: str, reason: str) -> TeacherSco
     )
 
 
-def _judge(rows: Sequence[TeacherScores], records: Sequence[Record]) -> dict[str, int]:
-    """The teacher on the validation split; a record that it could not score is wrong."""
-    judged = [(row, record.label_id) for row, record in zip(rows, records, strict=True) if row.split == "validation"]
+def _count_correct(rows: Sequence[TeacherScores], records: Sequence[Record]) -> dict[str, int]:
+    """Return the counts of `ScoredPart.validation`; a record that could not be scored counts as wrong."""
+    pairs = [(row, record.label_id) for row, record in zip(rows, records, strict=True) if row.split == "validation"]
     return {
-        "records": len(judged),
-        "top_1": sum(label in row.labels[:1] for row, label in judged),
-        "top_k": sum(label in row.labels[:MAX_K] for row, label in judged),
-        "ok": sum(row.status == "ok" for row, _ in judged),
+        "records": len(pairs),
+        "top_1": sum(label in row.labels[:1] for row, label in pairs),
+        "top_k": sum(label in row.labels[:MAX_K] for row, label in pairs),
+        "ok": sum(row.status == "ok" for row, _ in pairs),
     }
 
 
-def _shares(judged: Sequence[dict[str, int]]) -> dict[str, Any]:
+def _measure(parts: Sequence[dict[str, int]]) -> dict[str, Any]:
+    """Return the metrics of a table on the validation split, from the counts of its parts; none without records."""
     total = Counter(dict.fromkeys(("records", "top_1", "top_k", "ok"), 0))
-    for counts in judged:
+    for counts in parts:
         total.update(counts)
     if not total["records"]:
         return {}

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from mint_ray import lineage
-from mint_ray.artifacts import Artifact, File, read_part
+from mint_ray.artifacts import Artifact, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import Train
 from mint_ray.lineage import resolve_student
 from mint_ray.models.vision_processor import VisionProcessor
 from mint_ray.records import PreferencePair, TokenizedRecord, from_table
-from mint_ray.runtime.map_parts import Workers, map_parts
+from mint_ray.runtime.map_parts import Part, Workers, map_parts
 from mint_ray.students.config import Student
 from mint_ray.students.loading import load_tokenizer, load_vision_processor
 from mint_ray.telemetry import Progress, record_failed_rows
@@ -32,29 +32,21 @@ ROWS_PER_PART = 1_024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PairsPart:
-    """One part of the pairs: the work of one task."""
+class PairsPart(Part):
+    """One part of the pairs: the work of one task; `path` is that of the pairs, as several parts may be written."""
 
     table: str
-    path: str
-    uri: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokensPart:
+class TokensPart(PartResult):
     """The tokens of one part of the pairs, as the driver sees them."""
 
     table: str
-    path: str
-    """Part of the pairs that was read."""
-    pairs: int
-    """Rows of the part of the pairs."""
     first_id: str | None
     """Record of the first row; None for an empty part."""
     last_id: str | None
-    files: list[File]
-    counts: dict[str, int]
-    dropped: dict[str, int]
+    """Record of the last row."""
     longest: int
     """Tokens of the longest record, before truncation."""
     longest_id: str
@@ -73,9 +65,7 @@ def tokenize_pairs(root: str, config: Train, pairs: Artifact, built: Artifact | 
     with artifact.write() as draft:
         parts = _tokenize(artifact, config, pairs, built)
         for part in parts:
-            draft.placed += part.files
-            draft.counts.update(part.counts)
-            draft.dropped.update(part.dropped)
+            draft.add_part(part)
         if not draft.counts["records_train"]:
             longest, record_id = max((part.longest, part.longest_id) for part in parts)
             if not longest:
@@ -90,8 +80,8 @@ def tokenize_pairs(root: str, config: Train, pairs: Artifact, built: Artifact | 
     return artifact
 
 
-class TokenizingActor:
-    """Tokenizes one part of the pairs at a time; loads the base student if the objective has a reference model."""
+class TokenizingWorker:
+    """Worker that tokenizes one part of the pairs at a time; a reference model needs the base student, too."""
 
     def __init__(self, artifact: Artifact, config: Train, student: Student) -> None:
         self.artifact = artifact
@@ -129,7 +119,7 @@ class TokenizingActor:
         return TokensPart(
             table=part.table,
             path=part.path,
-            pairs=len(rows),
+            rows=len(rows),
             first_id=rows[0].record_id if rows else None,
             last_id=rows[-1].record_id if rows else None,
             files=files,
@@ -151,10 +141,10 @@ def _tokenize(artifact: Artifact, config: Train, pairs: Artifact, built: Artifac
         actors = (1, resources.worker_range[1])
         cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
     arguments = (artifact, config, resolve_student(config.student, built))
-    workers = Workers(worker=TokenizingActor, arguments=arguments, actors=actors, cpus=cpus, gpus=gpus)
+    workers = Workers(worker=TokenizingWorker, arguments=arguments, actors=actors, cpus=cpus, gpus=gpus)
     tokenized: list[TokensPart] = []
     for part in map_parts(artifact, parts, TokensPart, workers):
-        progress.advance(part.pairs)
+        progress.advance(part.rows)
         tokenized.append(part)
     return tokenized
 

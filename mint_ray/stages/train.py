@@ -52,8 +52,8 @@ def train_student(
 ) -> Artifact:
     """Write folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with the whole log.
 
-    A run that was cut off resumes from its last checkpoint when the same config is run again, also with another number
-    of workers. `built` is the output of `build_vlm` that holds the student, if it was built. `on_evaluation` is called
+    An interrupted run resumes from its last checkpoint when the same config is run again, also with another number of
+    workers. `built` is the output of `build_vlm` that holds the student, if it was built. `on_evaluation` is called
     once for each validation, in order of steps, in a thread of this process; also for those of earlier attempts, and
     for all of them at once if the student is already trained.
     """
@@ -104,7 +104,7 @@ def train_worker(job: dict[str, Any]) -> None:
     try:
         resumed = _resume(folder / "resumed", is_rank_0=rank == 0)
         if resumed is not None and (resumed / OUTCOME).exists():
-            return  # an earlier attempt finished and died before its outcome was published
+            return  # an earlier attempt finished and failed before its outcome was published
         vision_processor = load_vision_processor(student)
         tokenizer = vision_processor.tokenizer if vision_processor else load_tokenizer(student)
         model = load_model(student, trainable=True)
@@ -119,7 +119,10 @@ def train_worker(job: dict[str, Any]) -> None:
             output_dir=folder,
             resources=config.resources,
             run_name=job["run_name"],
-            callbacks=[Reporter(job["queue"] if rank == 0 else None), *([MetricsCallback(job["run_name"])] if rank == 0 else [])],
+            callbacks=[
+                Reporter(job["queue"] if rank == 0 else None),
+                *([MetricsCallback(job["run_name"])] if rank == 0 else []),
+            ],
             resume_from_checkpoint=resumed,
         )
         result = build_trainer(config.trainer).train(run)
@@ -154,7 +157,7 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 class Reporter(TrainerCallback):
-    """Reports progress to the driver, and each checkpoint to Ray Train, which uploads it while training continues."""
+    """Callback that reports progress to the driver, and checkpoints to Ray Train, which uploads them meanwhile."""
 
     def __init__(self, queue: Queue | None) -> None:
         self.queue = queue
@@ -180,7 +183,7 @@ class Reporter(TrainerCallback):
             self.queue.put((state.global_step, state.max_steps, None, [row | placement for row in evaluations]))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Hand the checkpoint to Ray Train."""
+        """Report the checkpoint to Ray Train."""
         checkpoint = None
         if state.is_world_process_zero:
             saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -230,7 +233,7 @@ def _copy_tensorboard(source: Path, target: Path) -> None:
 
 
 class _Listener:
-    """Updates the progress line and passes each validation on once, also if restarted workers report it again."""
+    """Receiver of the workers' messages; passes each validation on once, also if restarted workers report it again."""
 
     def __init__(self, run_name: str, on_evaluation: OnEvaluation | None) -> None:
         self.run_name, self.on_evaluation = run_name, on_evaluation

@@ -1,4 +1,4 @@
-"""A student that sees is joined in a task on a worker, and lies where every machine reads it."""
+"""A vision-language student is built on a worker and written to where every machine can read it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from PIL import Image
 from mint_ray import storage
 from mint_ray.artifacts import Artifact, open_artifact, verify
 from mint_ray.config.loader import UserError
-from mint_ray.config.stages import Join, Published
+from mint_ray.config.stages import BuildVlm, Pretrained
+from mint_ray.models.pretrained import check_model, model_identity
 from mint_ray.records import Label, Record, Split
-from mint_ray.stages.build_vlm import JoinActor, WholePart, check_parts, join_student
-from mint_ray.students import Student, check_sight, check_student, load_model, load_sight, student_revision
+from mint_ray.runtime.map_parts import Part
+from mint_ray.stages.build_vlm import BuildVlmTask, build_vlm, check_models
+from mint_ray.students.checks import check_images
+from mint_ray.students.config import Student
+from mint_ray.students.loading import load_model, load_vision_processor
 from tests.encoders import save_tiny_vit
+from tests.stages.inputs import write_records
 from tests.tiny import save_tiny_student
 
 SHADES = {"liver": 30, "kidney": 220}
+LABELS = [Label(label_id=name, name=name) for name in SHADES]
 SPLITS: tuple[Split, ...] = ("train", "train", "validation", "test")
 BROKEN = "r002"
+PART = Part(path="student")
 
 
-def write_records(root: str) -> Artifact:
-    """Images that are all dark or all pale, one of which cannot be read and one that is not there."""
-    records = open_artifact(root, "prepare", {}, {})
+def write_images(root: str) -> Artifact:
+    """Write records with dark or bright images, one of which cannot be read and one of which is missing."""
     rows = []
     for number in range(16):
         record_id, label_id = f"r{number:03d}", list(SHADES)[number % 2]
@@ -40,92 +46,87 @@ def write_records(root: str) -> Artifact:
                 image_uri=None if number == 3 else uri,
             )
         )  # fmt: skip
-    with records.write() as draft:
-        draft.write_rows(Record, "records", rows)
-        draft.write_rows(Label, "labels", [Label(label_id=name, name=name) for name in SHADES])
-    return records
+    return write_records(root, rows, LABELS)
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Join:
-    folder = tmp_path_factory.mktemp("parts")
-    return Join(
-        vision=Published(model_id=str(save_tiny_vit(folder / "vit"))),
-        language=Published(model_id=str(save_tiny_student(folder / "language"))),
+def config(tmp_path_factory: pytest.TempPathFactory) -> BuildVlm:
+    folder = tmp_path_factory.mktemp("models")
+    return BuildVlm(
+        vision=Pretrained(model_id=str(save_tiny_vit(folder / "vit"))),
+        language=Pretrained(model_id=str(save_tiny_student(folder / "language"))),
         learning_rate=0.02,
         num_train_epochs=20,
         train_batch_size=4,
     )
 
 
-def test_the_task_trains_on_training_captions_and_counts_what_it_cannot_read(tmp_path: Path, parts: Join) -> None:
-    records = write_records(str(tmp_path))
-    artifact = open_artifact(str(tmp_path), "join", {}, {})
-    made = JoinActor(artifact, parts, records).work(WholePart(path="student"))
-    # eight training records, of which one has no image and one a broken one; and 20 passes of 6 by 4
-    assert made.counts == {"captions_train": 6, "captions_validation": 4, "steps": 30}
-    assert made.dropped == {"image_unknown_format": 1}
-    assert made.losses["train_after"] < made.losses["train_before"] - 1
-    assert made.losses["validation_after"] < made.losses["validation_before"] - 1
-    for file in made.files:
+def test_the_projector_learns_the_training_captions_and_unreadable_images_are_counted(
+    tmp_path: Path, config: BuildVlm
+) -> None:
+    records = write_images(str(tmp_path))
+    artifact = open_artifact(str(tmp_path), "build_vlm", {}, {})
+    built = BuildVlmTask(artifact, config, records).work(PART)
+    # of eight training records one has no image and one a broken one; 20 epochs of 6 images in batches of 4
+    assert built.counts == {"captions_train": 6, "captions_validation": 4, "steps": 30}
+    assert built.dropped == {"image_unknown_format": 1}
+    assert built.losses["train_after"] < built.losses["train_before"] - 1
+    assert built.losses["validation_after"] < built.losses["validation_before"] - 1
+    for file in built.files:
         assert storage.size(artifact.file_uri(file.path)) == file.bytes
 
 
-def test_without_an_image_to_learn_from_nothing_is_joined(tmp_path: Path, parts: Join) -> None:
-    records = open_artifact(str(tmp_path), "prepare", {}, {})
-    with records.write() as draft:
-        draft.write_rows(
-            Record, "records", [Record(record_id="r", group_id="g", label_id="liver", image_uri="none.png")]
-        )
-        draft.write_rows(Label, "labels", [Label(label_id="liver", name="liver")])
-    with pytest.raises(UserError, match=r"no training image can be read \(image_missing 1\)"):
-        JoinActor(open_artifact(str(tmp_path), "join", {}, {}), parts, records).work(WholePart(path="student"))
+def test_no_readable_training_image_is_an_error(tmp_path: Path, config: BuildVlm) -> None:
+    record = Record(record_id="r", group_id="g", label_id="liver", image_uri="none.png")
+    records = write_records(tmp_path, [record], LABELS)
+    artifact = open_artifact(str(tmp_path), "build_vlm", {}, {})
+    with pytest.raises(UserError, match=r"^build_vlm: no training image can be read \(image_missing 1\)$"):
+        BuildVlmTask(artifact, config, records).work(PART)
 
 
-def test_parts_that_are_missing_are_named_before_any_work(tmp_path: Path, parts: Join) -> None:
-    check_parts(parts)
-    with pytest.raises(UserError, match=r"join\.vision\.model_id: no folder 'no/encoder'"):
-        check_parts(Join(vision=Published(model_id="no/encoder"), language=parts.language))
-    with pytest.raises(UserError, match=r"join\.language\.model_id: no folder"):
-        check_parts(Join(vision=parts.vision, language=Published(model_id=str(tmp_path / "none"))))
+def test_missing_models_are_named_before_any_work(tmp_path: Path, config: BuildVlm) -> None:
+    check_models(config)
+    with pytest.raises(UserError, match=r"^build_vlm\.vision\.model_id: no folder 'no/encoder'"):
+        check_models(BuildVlm(vision=Pretrained(model_id="no/encoder"), language=config.language))
+    with pytest.raises(UserError, match=r"^build_vlm\.language\.model_id: no folder"):
+        check_models(BuildVlm(vision=config.vision, language=Pretrained(model_id=str(tmp_path / "none"))))
 
 
 @pytest.mark.s3
-def test_a_joined_student_in_object_storage_is_read_by_whoever_needs_it(
-    tmp_path: Path, parts: Join, s3_root: str, monkeypatch: pytest.MonkeyPatch
+def test_a_student_in_object_storage_loads_like_any_other(
+    tmp_path: Path, config: BuildVlm, s3_root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINT_RAY_CACHE", str(tmp_path / "cache"))
-    records = write_records(s3_root)
-    joined = open_artifact(s3_root, "join", {}, {})
-    with joined.write() as draft:
-        draft.placed += JoinActor(joined, parts, records).work(WholePart(path="student")).files
-    assert verify(joined.uri) == []
-    student = Student(model_id=joined.file_uri("student"))
-    check_student(student)
-    check_sight(student, shows_image=True)
-    model, sight = load_model(student), load_sight(student)
-    view = sight.look(f"{s3_root}/images/r000.png")
-    assert view.tokens == model.config.image_seq_length == 5
-    assert student_revision(student) == student_revision(Student(model_id=joined.file_uri("student")))
+    records = write_images(s3_root)
+    built = open_artifact(s3_root, "build_vlm", {}, {})
+    with built.write() as draft:
+        draft.add_part(BuildVlmTask(built, config, records).work(PART))
+    assert verify(built.uri) == []
+    student = Student(model_id=built.file_uri("student"))
+    check_model(student)
+    check_images(student, show_image=True)
+    model, vision_processor = load_model(student), load_vision_processor(student)
+    assert vision_processor is not None
+    processed = vision_processor.read(f"{s3_root}/images/r000.png")
+    assert processed.num_tokens == model.config.image_seq_length == 5
+    assert model_identity(student, "student") == model_identity(Student(model_id=built.file_uri("student")), "student")
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_stage_publishes_once_and_tells_how_far_it_is(
-    tmp_path: Path,
-    parts: Join,
-    ray_cluster: None,
-    caplog: pytest.LogCaptureFixture,
+def test_the_stage_reports_progress_and_runs_once(
+    ray_cluster: None, tmp_path: Path, config: BuildVlm, caplog: pytest.LogCaptureFixture
 ) -> None:
-    records = write_records(str(tmp_path))
+    records = write_images(str(tmp_path))
     with caplog.at_level("INFO"):
-        joined = join_student(str(tmp_path), parts, records)
-    counts = joined.manifest.counts
-    # the projector's steps, and before and after them all of both splits
-    captions = counts["steps"] * parts.train_batch_size + 2 * (counts["captions_train"] + counts["captions_validation"])
-    assert f"join: {captions} of {captions} captions" in caplog.text
-    assert verify(joined.uri) == []
-    assert joined.manifest.metrics["validation_after"] < joined.manifest.metrics["validation_before"]
-    assert joined.manifest.counts["captions_train"] == 6
-    assert joined.manifest.dropped == {"image_unknown_format": 1}
-    assert join_student(str(tmp_path), parts, records).manifest == joined.manifest
+        built = build_vlm(str(tmp_path), config, records)
+    counts = built.manifest.counts
+    # the captions of the projector's steps, and those of both splits before and after them
+    captions = counts["steps"] * config.train_batch_size
+    captions += 2 * (counts["captions_train"] + counts["captions_validation"])
+    assert f"build_vlm: {captions} of {captions} captions" in caplog.text
+    assert verify(built.uri) == []
+    assert built.manifest.metrics["validation_after"] < built.manifest.metrics["validation_before"]
+    assert built.manifest.counts["captions_train"] == 6
+    assert built.manifest.dropped == {"image_unknown_format": 1}
+    assert build_vlm(str(tmp_path), config, records).manifest == built.manifest

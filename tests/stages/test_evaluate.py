@@ -1,192 +1,154 @@
-"""A student's answers: part by part, once, the same as when it is asked directly."""
+"""Metrics of every method on the held-out records, from scores and answers that are written already."""
 
 from __future__ import annotations
 
-import itertools
-import math
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from mint_ray.artifacts import Artifact, open_artifact, read_part, verify
-from mint_ray.config.loader import UserError, replace
-from mint_ray.config.stages import Evaluate, EvaluateResources
-from mint_ray.records import Label, Phenotype, Prediction, Record, Split
-from mint_ray.stages import evaluate as module
-from mint_ray.stages.evaluate import answer_records
-from mint_ray.students import Answers, Generation, Student, StudentGenerator
-from mint_ray.students.config import Mode
-from mint_ray.tasks import Task, build_task
+from mint_ray.artifacts import Artifact, open_artifact, verify
+from mint_ray.config.stages import Evaluate
+from mint_ray.lineage import EvaluationInputs
+from mint_ray.metrics.methods import read_methods
+from mint_ray.records import Method, Prediction, Record, TeacherScores
+from mint_ray.samplers import Hard
+from mint_ray.stages.evaluate import evaluate_student
 from mint_ray.tasks.config import RareDisease
-from tests.tiny import save_tiny_student
+from tests.stages.inputs import DISEASES, PATIENTS, write_records
 
-pytestmark = pytest.mark.ray
-
-LENGTH = 2
-LABELS = [Label(label_id=f"OMIM:{number}", name=f"Disease {number}") for number in range(1, 8)]
-SPLITS: list[Split] = ["train", "train", "validation", "test"]
-TERMS = ["Seizure", "Short stature", "Ataxia", "Hearing impairment", "Cataract"]
-RECORDS = [
-    Record(
-        record_id=f"r{number:02d}", group_id=f"g{number}", label_id=LABELS[number % 7].label_id,
-        split=SPLITS[number % 4], fields={"age": f"P{number}Y"},
-        phenotypes=[Phenotype(id=f"HP:000000{place}", label=term) for place, term in enumerate(TERMS[: 1 + number % 5])],
-    )
-    for number in range(23)
-]  # fmt: skip
-CONFIG = Evaluate(generation=Generation(max_new_tokens=8), resources=EvaluateResources(cpus_per_actor=1, batch_size=3))
-ROWS_PER_PART, PER_PART = 9, 4
+IDS = [label.label_id for label in DISEASES]
+HELD_OUT = [record for record in PATIENTS if record.split == "test"]
+SAMPLER = Hard(top=3)
+BASE, ALIGNED = Method(student="base"), Method(student="aligned")
+ALIGNED_RANK, RETRIEVAL = Method(student="aligned", mode="rank"), Method(student="base", retrieval=True)
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory: pytest.TempPathFactory) -> Student:
-    torch.set_num_threads(1)
-    return Student(model_id=str(save_tiny_student(tmp_path_factory.mktemp("student"))))
+def rank_true_label(record: Record, rank: int) -> list[str]:
+    """Return all labels, the record's own at this rank, starting from 0."""
+    others = [label for label in IDS if label != record.label_id]
+    return [*others[:rank], str(record.label_id), *others[rank:]]
 
 
-def write_records(root: Path, labels: list[Label] = LABELS) -> Artifact:
-    artifact = open_artifact(str(root), "prepare", {"labels": [label.name for label in labels]}, {})
-    if not artifact.is_complete:
-        with artifact.write() as draft:
-            draft.write_rows(Record, "records", RECORDS, rows_per_part=ROWS_PER_PART)
-            draft.write_rows(Label, "labels", labels)
-            draft.counts.update(f"records_{record.split}" for record in RECORDS)
+def write_scores(root: Path) -> Artifact:
+    """Write scores that put the true label first; without the face second; one held-out record has failed."""
+    artifact = open_artifact(str(root), "score", {}, {})
+    failed = HELD_OUT[0].record_id
+
+    def row(record: Record, rank: int) -> TeacherScores:
+        is_failed = record.record_id == failed
+        return TeacherScores(
+            record_id=record.record_id,
+            split=record.split,
+            teacher="t",
+            labels=[] if is_failed else rank_true_label(record, rank),
+            scores=[] if is_failed else [1.0 / place for place in range(1, 8)],
+            status="failed" if is_failed else "ok",
+            reason="no_known_phenotype" if is_failed else None,
+        )
+
+    with artifact.write() as draft:
+        draft.write_rows(TeacherScores, "scores", [row(record, 0) for record in PATIENTS])
+        draft.write_rows(TeacherScores, "without_face", [row(record, 1) for record in HELD_OUT])
     return artifact
 
 
-def task() -> Task:
-    return build_task(RareDisease(), LABELS, LENGTH)
+def write_answers(root: Path, method: Method, rank: int) -> Artifact:
+    """Write answers of three labels, or rankings of all, with the true one at this rank; the last has no list."""
+    artifact = open_artifact(str(root), "answer", {"method": method.key}, {})
+    rows = [
+        Prediction(
+            record_id=record.record_id,
+            student=method.student,
+            retrieval=method.retrieval,
+            mode=method.mode,
+            labels=rank_true_label(record, rank)[: None if method.mode == "rank" else 3],
+            text="",
+        )
+        for record in HELD_OUT[:-1]
+    ]
+    last = Prediction(
+        record_id=HELD_OUT[-1].record_id, student=method.student, retrieval=method.retrieval, mode=method.mode,
+        labels=[], text="I do not know.", reason="no_list",
+    )  # fmt: skip
+    with artifact.write() as draft:
+        draft.write_rows(Prediction, "answers", [*rows, last])
+    return artifact
 
 
-def ask(
-    root: Path, student: Student, mode: Mode, splits: tuple[Split, ...], config: Evaluate = CONFIG, **more: Any
-) -> Artifact:
-    records = write_records(root, **more)
-    return answer_records(str(root), config, RareDisease(), LENGTH, records, student, None, mode=mode, splits=splits)
+def write_metrics(root: Path, stage: str, metrics: dict[str, Any]) -> Artifact:
+    artifact = open_artifact(str(root), stage, {}, {})
+    with artifact.write() as draft:
+        draft.metrics.update(metrics)
+    return artifact
 
 
 @pytest.fixture(scope="module")
-def answered(
-    ray_cluster: None, student: Student, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[Mode, tuple[Split, ...]], Artifact]:
-    asked: list[tuple[Mode, tuple[Split, ...]]] = [
-        ("free", ("test",)), ("constrained", ("test",)), ("rank", ("train", "validation")),
-    ]  # fmt: skip
-    root = tmp_path_factory.mktemp("answers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "RECORDS_PER_PART", PER_PART)
-        return {(mode, splits): ask(root, student, mode, splits) for mode, splits in asked}
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> EvaluationInputs:
+    root = tmp_path_factory.mktemp("root")
+    ranks = {BASE: 2, RETRIEVAL: 1, ALIGNED: 0, ALIGNED_RANK: 5}
+    return EvaluationInputs(
+        records=write_records(root, PATIENTS, DISEASES),
+        scores=write_scores(root),
+        student=write_metrics(root, "train", {}),
+        answers={method: write_answers(root, method, rank) for method, rank in ranks.items()},
+        passages={"base": write_metrics(root, "choose_passages", {"shown": {"recall": 0.5, "records": 4}})},
+        benchmarks={"base": write_metrics(root, "benchmark", {"arc_easy": {"acc": {"value": 0.25}}})},
+    )
 
 
-def directly(student: Student, records: list[Record], mode: Mode) -> list[Any]:
-    """The same questions to the student itself, one at a time."""
-    answers = Answers(labels=tuple(label.label_id for label in LABELS), length=LENGTH, write=task().answer)
-    asked = StudentGenerator(student, CONFIG.generation, answers=answers, batch_size=1)
-    prompts = [task().prompt(record) for record in records]
-    return list({"free": asked.generate, "constrained": asked.choose, "rank": asked.rank}[mode](prompts))
+@pytest.fixture(scope="module")
+def evaluated(inputs: EvaluationInputs) -> Artifact:
+    return evaluate_student(inputs.records.root, Evaluate(resamples=50), RareDisease(), SAMPLER, inputs)
 
 
-def test_written_answers_are_those_of_the_student_to_the_records_of_the_split(
-    answered: dict[Any, Artifact], student: Student
+def test_methods_are_the_teacher_with_each_ablation_and_then_the_answers_in_their_order(evaluated: Artifact) -> None:
+    teachers = [Method(student="teacher"), Method(student="teacher", ablated="face")]
+    methods = read_methods(evaluated.manifest.metrics)
+    assert list(methods) == [*teachers, BASE, RETRIEVAL, ALIGNED, ALIGNED_RANK]
+    correct = (len(HELD_OUT) - 1) / len(HELD_OUT)
+    top_1 = {method: estimates["top_1_accuracy"].value for method, estimates in methods.items()}
+    expected = {teachers[0]: correct, teachers[1]: 0, BASE: 0, RETRIEVAL: 0, ALIGNED: correct, ALIGNED_RANK: 0}
+    assert top_1 == pytest.approx(expected, abs=1e-4)
+    top_k = {method: estimates["top_k_accuracy"].value for method, estimates in methods.items()}
+    assert top_k == pytest.approx(dict.fromkeys(methods, correct) | {ALIGNED_RANK: 0}, abs=1e-4)
+
+
+def test_every_method_has_a_prediction_for_every_held_out_record(evaluated: Artifact) -> None:
+    rows = evaluated.rows(Prediction, "predictions")
+    ids = [record.record_id for record in HELD_OUT]
+    for method in read_methods(evaluated.manifest.metrics):
+        assert [row.record_id for row in rows if row.method == method] == ids
+    teacher = [row for row in rows if row.method == Method(student="teacher")]
+    # as many labels as a student lists
+    assert [row.labels for row in teacher[1:]] == [rank_true_label(record, 0)[:3] for record in HELD_OUT[1:]]
+    assert (teacher[0].labels, teacher[0].reason) == ([], "no_known_phenotype")
+
+
+def test_answers_without_labels_are_counted_by_method_and_reason(evaluated: Artifact) -> None:
+    assert evaluated.manifest.dropped == {
+        "aligned student, ranked: no_list": 1,
+        "aligned student: no_list": 1,
+        "base student with passages: no_list": 1,
+        "base student: no_list": 1,
+        "teacher without face: no_known_phenotype": 1,
+        "teacher: no_known_phenotype": 1,
+    }
+    assert evaluated.manifest.counts == {"records": len(HELD_OUT), "groups": len(HELD_OUT)}
+
+
+def test_recall_of_passages_and_benchmarks_are_listed_by_student(evaluated: Artifact) -> None:
+    metrics = evaluated.manifest.metrics
+    assert metrics["retrieval"] == [{"student": "base", "shown": {"recall": 0.5, "records": 4}}]
+    assert metrics["harness"] == [{"student": "base", "tasks": {"arc_easy": {"acc": {"value": 0.25}}}}]
+    assert json.loads(Path(evaluated.file_uri("metrics.json")).read_text()) == metrics
+    assert verify(evaluated.uri) == []
+
+
+def test_a_complete_evaluation_is_not_computed_again(
+    evaluated: Artifact, inputs: EvaluationInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held_out = [record for record in RECORDS if record.split == "test"]
-    for mode, method in (("free", "base student"), ("constrained", "base student, constrained")):
-        rows = answered[mode, ("test",)].rows(Prediction, "answers")
-        assert [row.record_id for row in rows] == [record.record_id for record in held_out]
-        assert [row.text for row in rows] == directly(student, held_out, mode)  # type: ignore[arg-type]
-        assert [row.labels for row in rows] == [task().parse(row.text).labels for row in rows]
-        assert {(row.method, *row.scores) for row in rows} == {(method,)}
-    known = {label.label_id for label in LABELS}
-    for row in rows:
-        assert row.reason is None
-        assert len(set(row.labels)) == LENGTH
-        assert set(row.labels) <= known
-
-
-def test_a_ranking_holds_every_label_with_its_probability_likeliest_first(
-    answered: dict[Any, Artifact], student: Student
-) -> None:
-    asked = [record for record in RECORDS if record.split != "test"]
-    rows = answered["rank", ("train", "validation")].rows(Prediction, "answers")
-    assert [row.record_id for row in rows] == [record.record_id for record in asked]
-    for row, logps in zip(rows, directly(student, asked, "rank"), strict=True):
-        assert (row.method, row.reason, row.text) == ("base student, ranked", None, "")
-        total = sum(math.exp(logp) for logp in logps)
-        expected = {label.label_id: math.exp(logp) / total for label, logp in zip(LABELS, logps, strict=True)}
-        assert dict(zip(row.labels, row.scores, strict=True)) == pytest.approx(expected)
-        assert row.scores == sorted(row.scores, reverse=True)
-        assert sum(row.scores) == pytest.approx(1)
-
-
-def test_each_part_holds_the_answers_to_so_many_records(answered: dict[Any, Artifact]) -> None:
-    artifact = answered["rank", ("train", "validation")]
-    ids = [read_part(artifact.file_uri(file.path))["record_id"].to_pylist() for file in artifact.table_files("answers")]
-    parts = [RECORDS[start : start + ROWS_PER_PART] for start in range(0, len(RECORDS), ROWS_PER_PART)]
-    ranges = [part[start : start + PER_PART] for part in parts for start in range(0, len(part), PER_PART)]
-    assert ids == [[record.record_id for record in some if record.split != "test"] for some in ranges]
-    assert artifact.manifest.counts == {"answers": len(list(itertools.chain(*ids)))}
-    assert all(verify(one.uri) == [] for one in answered.values())
-
-
-def test_answers_that_cannot_be_read_are_counted(answered: dict[Any, Artifact]) -> None:
-    artifact = answered["free", ("test",)]
-    rows = artifact.rows(Prediction, "answers")
-    unread = [row for row in rows if row.reason]
-    assert unread
-    assert sum(artifact.manifest.dropped.values()) == len(unread)
-
-
-class Unasked:
-    """Nobody may ask the student."""
-
-    def __init__(self, *_: Any) -> None:
-        raise UserError("the student was asked again")
-
-
-def test_what_was_answered_before_a_run_was_cut_off_is_not_asked_again(
-    ray_cluster: None, answered: dict[Any, Artifact], student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def die(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "RECORDS_PER_PART", PER_PART)
-    write_records(tmp_path)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Artifact, "_publish", die)
-        ask(tmp_path, student, "rank", ("train", "validation"))
-    # other resources make the same parts
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "StudentActor", Unasked)
-        made = ask(tmp_path, student, "rank", ("train", "validation"), replace(CONFIG, {"resources.batch_size": 1}))
-    first = answered["rank", ("train", "validation")]
-    assert made.manifest.files == first.manifest.files
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
-def test_a_mode_asks_anew_for_its_own_settings_only(student: Student, tmp_path: Path) -> None:
-    def name(mode: Mode, **generation: Any) -> str:
-        changes = {f"generation.{key}": value for key, value in generation.items()}
-        asked = module.Asked(
-            student=student, adapter=None, generation=replace(CONFIG, changes).generation, mode=mode,
-            splits=("test",), task=RareDisease(), length=LENGTH,
-        )  # fmt: skip
-        return open_artifact(str(tmp_path), "answer", asked.settings(), {}).name
-
-    assert name("free") == name("free", modes=["free", "rank"], normalise="mean")
-    assert name("free") != name("free", max_new_tokens=9)
-    assert name("rank") == name("rank", modes=["free", "rank"], max_new_tokens=9)
-    assert name("rank") != name("rank", normalise="mean")
-    assert len({name("free"), name("constrained"), name("rank")}) == 3
-
-
-def test_a_label_that_an_answer_cannot_name_is_told_before_work(
-    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "map_parts", lambda *_, **__: pytest.fail("work was started"))
-    broken = [*LABELS[:3], Label(label_id="OMIM:9", name="Disease\nof two lines"), *LABELS[3:]]
-    with pytest.raises(
-        UserError, match=r"constrained: label 'OMIM:9' \('Disease\\nof two lines'\) cannot be read back"
-    ):
-        ask(tmp_path, student, "constrained", ("test",), labels=broken)
+    monkeypatch.setattr(Artifact, "rows", lambda *_: pytest.fail("rows were read"))
+    again = evaluate_student(evaluated.root, Evaluate(resamples=50), RareDisease(), SAMPLER, inputs)
+    assert again.manifest == evaluated.manifest

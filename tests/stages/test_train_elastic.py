@@ -1,4 +1,4 @@
-"""A training that may shrink and grow goes on with the machines that are left."""
+"""A training whose number of workers may change continues on the nodes that are left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from mint_ray.stages.train import train_student
-from tests.stages.test_train_faults import STEPS, Uploads, assert_same_curve, config_class, make_tokens, train_untouched
+from tests.stages.test_train_faults import NUM_STEPS, Uploads, assert_same_curve, make_config, train_here, write_tokens
 from tests.tiny import save_tiny_student
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -17,9 +17,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture
 def two_nodes() -> Iterator[Cluster]:
-    """A head and one more node, a processor each."""
+    """Start a head node and one more node with one CPU each."""
     import ray
 
+    # this process may be connected to the cluster of another module
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "dashboard_host": "127.0.0.1"})
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
@@ -27,22 +29,22 @@ def two_nodes() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
-def test_two_workers_go_on_as_one_when_a_machine_is_lost(two_nodes: Cluster, tmp_path: Path) -> None:
-    lost = two_nodes.add_node(num_cpus=1)
+def test_one_worker_continues_after_a_node_failure(two_nodes: Cluster, tmp_path: Path) -> None:
+    node = two_nodes.add_node(num_cpus=1)
     two_nodes.wait_for_nodes()
-    config = config_class(save_tiny_student(tmp_path / "student"), num_workers=(1, 2))
-    tokens = make_tokens(tmp_path, config)
-    untouched = train_untouched(tmp_path / "untouched", config, tokens)
+    config = make_config(save_tiny_student(tmp_path / "student"), num_workers=(1, 2))
+    tokens = write_tokens(tmp_path, config)
+    undisturbed = train_here(tmp_path / "undisturbed", config, tokens)
     uploads = Uploads(tmp_path)
-    sizes = []
+    num_workers = []
 
-    def lose() -> None:
-        sizes.append(uploads.workers())
-        two_nodes.remove_node(lost, allow_graceful=False)
+    def fail() -> None:
+        num_workers.append(uploads.num_workers())
+        two_nodes.remove_node(node, allow_graceful=False)
 
-    with uploads.watched(20, lose):
+    with uploads.watch(20, fail):
         trained = train_student(str(tmp_path), config, tokens)
-    assert sizes == [2]
-    assert trained.manifest.metrics["steps"] == STEPS
-    assert_same_curve(trained, untouched)
+    assert num_workers == [2]
+    assert trained.manifest.metrics["steps"] == NUM_STEPS
+    assert_same_curve(trained, undisturbed)
     uploads.assert_once()
