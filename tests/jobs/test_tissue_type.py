@@ -16,8 +16,9 @@ from mint_ray.config.comparison import ComparisonConfig
 from mint_ray.config.loader import load
 from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.images import Frame, read_image
+from mint_ray.metrics.methods import read_methods
 from mint_ray.pipeline import run_pipeline
-from mint_ray.records import Prediction, PreferencePair, Record
+from mint_ray.records import Method, Prediction, PreferencePair, Record
 from mint_ray.tasks.config import PANNUKE
 from tests.encoders import save_tiny_efficientnet
 from tests.sources.histology import aperio, colour_of, save_fold
@@ -94,12 +95,12 @@ def test_the_papers_second_application_runs_with_random_models_of_its_architectu
         assert len(pair.chosen_labels) == len(pair.rejected_labels) == 5
         color = read_image(str(pair.image_uri), Frame(size=64)).mean((0, 1))
         assert np.abs(color - colour_of(str(seen[pair.record_id].label_id))).max() < 15
-    measured = done["evaluate"].manifest.metrics
-    assert measured["teacher"]["top_1_accuracy"]["value"] > 0.5  # one color each, and a linear probe on them
-    methods = {row.method for row in done["evaluate"].rows(Prediction, "predictions")}
-    assert methods == {"teacher"} | {
-        f"{student}{mode}" for student in ("base student", "aligned student") for mode in ("", ", ranked")
-    }
+    measured = read_methods(done["evaluate"].manifest.metrics)
+    assert (
+        measured[Method(student="teacher")]["top_1_accuracy"].value > 0.5
+    )  # one color each, and a linear probe on them
+    methods = {row.method.key for row in done["evaluate"].rows(Prediction, "predictions")}
+    assert methods == {"teacher", "base", "base-rank", "aligned", "aligned-rank"}
     assert done["train"].manifest.metrics["steps"] == 2
 
 
@@ -138,15 +139,15 @@ def test_a_built_student_learns_from_tiles_and_one_with_shuffled_images_does_not
     compared = run_comparison(config)
     assert compared.failed == {}
     summary: dict[str, Any] = json.loads((Path(compared.report.uri) / "comparison.json").read_text())
-    first = {method["name"]: method["estimates"]["top_1_accuracy"]["value"] for method in summary["methods"]}
-    assert first["orpo, ranked"] > 0.6
+    rows = {(row["name"] or row["method"]["student"], row["method"]["mode"]): row for row in summary["rows"]}
+    top_1 = {key: row["estimates"]["top_1_accuracy"]["value"] for key, row in rows.items()}
+    assert top_1["orpo", "rank"] > 0.6
     # four labels: the chance level is a quarter
-    assert first["orpo, images shuffled, ranked"] < 0.5
-    roles = {method["name"]: method["role"] for method in summary["methods"]}
-    assert roles["orpo"] == "method"
-    assert roles["orpo, images shuffled"] == roles["orpo, images shuffled, ranked"] == "control"
-    assert roles["base student"] == "baseline"
-    assert any("`shuffled`" in note for note in summary["notes"])
+    assert top_1["orpo, images shuffled", "rank"] < 0.5
+    assert rows["orpo", "free"]["role"] == "method"
+    assert {rows["orpo, images shuffled", mode]["role"] for mode in ("free", "rank")} == {"control"}
+    assert rows["base", "free"]["role"] == "baseline"
+    assert any("Control shuffled" in note for note in summary["notes"])
     # the control has its own records, captions and answers, and shares the teacher's scores
     stages = [path.name.split("-")[0] for path in (tmp_path / "out").iterdir() if path.is_dir()]
     assert {stage: stages.count(stage) for stage in ("score", "shuffle_images", "build_vlm", "train")} == {
