@@ -40,7 +40,7 @@ class ImageInputs:
     tensors: dict[str, Tensor]
     """Pixels and the other arguments of the model's forward, by name; the first axis counts images."""
     token_id: int
-    """Token that stands for the image in the prompt."""
+    """Id of the image tokens in the prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class Example:
 class Logps:
     """Log-probabilities of scored tokens, for C completions of B examples in the order of the examples.
 
-    In float32 whatever format the model computes in, float64 for a float64 model.
+    In float32 for any format of the model, except float64 for a float64 model.
     """
 
     token_logps: Tensor

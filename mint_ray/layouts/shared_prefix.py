@@ -33,7 +33,7 @@ class SharedPrefixLayout:
     def collate(self, examples: Sequence[Example], *, score_prompt: bool) -> Batch:
         """Return tokens, positions, segments and records (rows, W), and the position of each scored token's logit.
 
-        `masked_Q` are the columns that need an explicit mask: before them a row holds only its first record's prefix.
+        `masked_Q` are the columns that need an explicit mask: before them a row has only its first record's prefix.
         `prefixes_B4` are record, row, first column and length of every prefix, row by row from left to right.
         """
         sequences = [_share_prefix(example) for example in examples]

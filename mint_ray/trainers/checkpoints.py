@@ -129,6 +129,8 @@ class TrainedState:
     def save(self, folder: Path, *, moments: bool) -> None:
         """Write the weights, with `moments` also those, to `folder` on rank 0. All workers must call this."""
         kinds: tuple[str | None, ...] = (None, *MOMENTS) if moments else (None,)
+        if moments:
+            self._link_moments()
         tensors: dict[str, Tensor] = {}
         size = files = 0
         for name, weight in self._parameters:
@@ -214,9 +216,17 @@ class TrainedState:
                 "step": torch.tensor(float(step), device=flat.device if self._adam.defaults.get("fused") else "cpu"),
                 **{kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS},
             }
-        link = getattr(self._zero, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:
-            link()
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Let DeepSpeed's mapping of weights to moments cover all parameter groups.
+
+        ZeRO stages 1 and 2 create it after the step of the first group, when the other groups have no moments yet.
+        """
+        zero: Any = self._zero
+        if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
 
 
 def _stepped_weights(stepped: Any, weights: list[nn.Parameter]) -> dict[nn.Parameter, nn.Parameter] | None:

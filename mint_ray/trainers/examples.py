@@ -1,4 +1,4 @@
-"""The examples of a training process: tokenized records by index, in an order that all processes compute alike."""
+"""The examples of a training process: tokenized records by index, in an order that is the same on every worker."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PARTS_PER_WINDOW = 16
 """Number of parts among which records are shuffled; at 1,024 records of 1,000 tokens per part they take 130 MB."""
 
 MAX_IMAGES_AHEAD = 64
-"""Maximum number of images decoded ahead of the training step, whatever the batch size; `FRAME` of
+"""Maximum number of images decoded ahead of the training step, for any batch size; `FRAME` of
 `models.vision_processor` bounds each to 12.6 MB."""
 
 

@@ -36,7 +36,7 @@ class MemoryEstimate:
     initialization: int
     """All weights: ZeRO-3 starts with them on every worker before it shards them. 0 for other engines."""
     host: int
-    """The student as it is loaded, and offloaded state; without the rest of the process."""
+    """The student as it is loaded, and offloaded state; without other memory of the process."""
 
     @property
     def total(self) -> int:

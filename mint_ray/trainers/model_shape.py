@@ -72,7 +72,7 @@ def read_shape(model: PretrainedModel, student: Student) -> ModelShape:
 
 
 def shape_from_config(config: Mapping[str, Any], student: Student) -> ModelShape | None:
-    """Return the shape that a `config.json` describes, or None if only transformers can tell.
+    """Return the shape that a `config.json` describes, or None if transformers has to build the model.
 
     That is the case for other architectures than `LLAMA_LIKE`, for sizes that the config leaves to the defaults of
     transformers, and for LoRA weights on other modules than the layers' linear maps.
@@ -121,7 +121,7 @@ class _Linear:
 
 def _linear_layers(config: Mapping[str, Any], text: LayerStack) -> Iterator[_Linear]:
     hidden, inner = text.hidden_size, text.intermediate_size
-    # Qwen2 has biases on queries, keys and values alone, whatever its config says
+    # Qwen2 has biases on queries, keys and values only, which its config does not state
     is_qwen2 = config["model_type"] == "qwen2"
     attention_bias = is_qwen2 or bool(config.get("attention_bias"))
     output_bias = attention_bias and not is_qwen2

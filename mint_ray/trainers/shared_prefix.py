@@ -117,7 +117,7 @@ class PairTrainer(UnshardedCheckpointTrainer):
         )
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        """Train as `transformers.Trainer` does; no thread is left behind, not even after an error."""
+        """Train as `transformers.Trainer` does; all threads are stopped at the end, also after an error."""
         try:
             return super().train(*arguments, **options)
         finally:
