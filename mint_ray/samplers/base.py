@@ -30,7 +30,7 @@ class SamplerContext:
     """Data computed once for all records; a field is empty unless the sampler requires it."""
 
     confusions: AffinityMatrix = field(default_factory=dict)
-    """How often the teacher confuses two labels."""
+    """Confusion counts of pairs of labels."""
     siblings: AffinityMatrix = field(default_factory=dict)
     """Similarity of two labels in the ontology."""
     student_rankings: Mapping[str | None, Mapping[str, list[str]]] = field(default_factory=dict)
