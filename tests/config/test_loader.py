@@ -13,6 +13,7 @@ from pydantic import Field
 from mint_ray.config.loader import (
     Resources,
     UserError,
+    _sections,
     dump,
     fingerprint,
     from_data,
@@ -24,6 +25,7 @@ from mint_ray.config.loader import (
     settings,
     without_resources,
 )
+from mint_ray.config.specs import config_class
 
 
 @settings
@@ -207,6 +209,13 @@ def test_resources_are_found_by_their_type_at_any_depth() -> None:
     config = Imported(nested=Root(resources=Workers(workers=3)), options={"resources": 1})
     assert resources_of(config) == {"nested.resources": {"workers": 3}}
     assert resources_of({"fit": config}) == {"fit.nested.resources": {"workers": 3}}
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "sweep"])
+def test_each_section_of_worker_counts_in_a_spec_is_of_the_type_resources(command: str) -> None:
+    sections = {section for section in _sections(config_class(command), set()) if "Resources" in section.__name__}
+    assert "TrainResources" in {section.__name__ for section in sections}
+    assert [section for section in sections if not issubclass(section, Resources)] == []
 
 
 def test_plain_data_of_a_config_can_be_stripped_of_its_resources() -> None:
