@@ -1,4 +1,4 @@
-"""Lineage: the settings and inputs that each stage's output is made from, and named by.
+"""Lineage: the settings and inputs that decide the output of each stage, and its name.
 
 A name is known before the output exists, from the names of the inputs. Nothing here opens an artifact's files, and
 nothing heavy is imported, so that `mint-ray plan` can name everything that a run makes in about a second.
@@ -103,7 +103,7 @@ def pair(
     scores: Artifact,
     rankings: Mapping[str | None, Artifact] | None = None,
 ) -> Artifact:
-    """Name preference pairs; `rankings` are those of the students that the sampler asks for, by their URI."""
+    """Name preference pairs; `rankings` are those of the students that the sampler needs, by their URI."""
     inputs = {"records": records.name, "scores": scores.name}
     inputs |= {f"ranking of {student or 'base'}": found.name for student, found in (rankings or {}).items()}
     if "siblings" in config.sampler.requires:
@@ -140,7 +140,7 @@ class AnswerRequest:
 
     student: Student
     built: Artifact | None = None
-    """Output of `build_vlm` that holds the student's weights, if its `model_id` is `built`."""
+    """Output of `build_vlm` with the student's weights, if its `model_id` is `built`."""
     adapter: Artifact | None = None
     """Output of `train`; None for the base student."""
     generation: Generation
@@ -193,7 +193,7 @@ def answer(root: str, request: AnswerRequest, records: Artifact) -> Artifact:
 
 
 def retrieve(root: str, config: Evaluate, task: AnyTask, records: Artifact) -> Artifact:
-    """Name the documents, and those of them that are found for each held-out record."""
+    """Name the documents, and those that are retrieved for each held-out record."""
     retrieval = retrieval_of(config)
     settings = {
         "documents": retrieval.documents,
@@ -295,7 +295,7 @@ def resolve_student(student: Student, built: Artifact | None) -> Student:
 
 
 def trained_student(trained: Artifact) -> tuple[Student, Artifact | None]:
-    """Return the base student of an output of `train`, and the `build_vlm` output that holds it, if it was built."""
+    """Return the base student of an output of `train`, and the `build_vlm` output with its weights, if it was built."""
     student = from_data(Train, trained.manifest.config["train"]).student
     if student.model_id != BUILT:
         return student, None

@@ -46,15 +46,16 @@ class PlannedStep:
     artifact: str
     """URI of the output."""
     state: Literal["complete", "resume", "run"]
-    """`resume`: an earlier attempt was cut off, and its finished parts and checkpoints are used."""
+    """`resume`: an earlier attempt was interrupted; its finished parts and checkpoints are used."""
     reasons: list[str]
-    """Inputs and settings that differ from the nearest earlier output of the stage; empty for a complete step."""
+    """Settings and inputs that differ from the most similar earlier output of the stage, and needed steps that run.
+    Empty for a complete step."""
 
 
 def plan_steps(config: PipelineConfig, last: str = "report") -> dict[str, Step]:
     """Return the steps that a run up to the stage `last` needs, by key, in order.
 
-    Raises UserError for a missing input, and if the spec asks for no such stage.
+    Raises UserError for a missing input, and if the spec does not ask for the stage.
     """
     steps = _Steps(config).build()
     wanted = {key for key, step in steps.items() if step.stage == last}

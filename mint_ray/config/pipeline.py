@@ -10,7 +10,7 @@ from mint_ray.config.stages import BuildVlm, Evaluate, Fit, Pair, Prepare, Score
 from mint_ray.tasks.config import AnyTask
 
 BUILT = "built"
-"""As `train.student.model_id`: the student that `build_vlm` builds."""
+"""Value of `train.student.model_id` for the student that `build_vlm` builds."""
 
 
 @settings
@@ -27,7 +27,7 @@ class PipelineConfig:
     score: Score = Score()
     pair: Pair = Pair()
     build_vlm: BuildVlm | None = None
-    """Build a vision-language student from an encoder and a language model; `train.student.model_id` is then `built`.
+    """Vision-language student to build from an encoder and a language model; `train.student.model_id` is then `built`.
     null: the student is an existing model."""
     train: Train
     evaluate: Evaluate = Evaluate()

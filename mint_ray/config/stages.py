@@ -14,13 +14,12 @@ from mint_ray.teachers.config import AnyTeacher, TwoTower
 from mint_ray.teachers.config import Ontology as OntologyTeacher
 from mint_ray.trainers.config import TrainerArguments, TrainResources
 
-
 DECODE_TASKS_PER_ACTOR = 4
 
 
 @settings
 class Splits:
-    """Shares of the records per split; whole groups are assigned, stratified by label."""
+    """Shares of the records per split; groups are not divided; stratified by label."""
 
     validation: float = 0.1
     """Share of records (0 to 1) on which teacher and checkpoints are validated."""
@@ -67,9 +66,9 @@ class ImageActorResources(Resources):
 
 @settings
 class MatchTexts:
-    """Give each record that has an image and no text the nearest text of another source (CLIP-IT, arXiv 2504.16181).
+    """Matching of texts: a record with an image and no text gets the nearest text of another source.
 
-    For image collections without reports. Labels are not used.
+    For image collections without reports, as in CLIP-IT (arXiv 2504.16181). Labels are not used.
     """
 
     source: AnySource
@@ -101,7 +100,7 @@ class Prepare:
     rows_per_part: int = 1_000
     """Records per part: the work of one task of later stages, repeated if its worker dies."""
     match_texts: MatchTexts | None = None
-    """Match texts of another source to images without a text; null: do not."""
+    """Texts of another source for images without a text; null: none."""
 
     renamed_keys: ClassVar[dict[str, str]] = {"pair_texts": "match_texts"}
 
@@ -188,7 +187,7 @@ class Pretrained:
 
 @settings
 class BuildVlm:
-    """Build a vision-language student from an image encoder and a language model (LLaVA-style).
+    """Vision-language student that is built from an image encoder and a language model (LLaVA-style).
 
     A projector between the two is trained to caption the training images with the names of their labels; encoder and
     language model are frozen.
@@ -237,9 +236,9 @@ class Pair:
     sampler: AnySampler = Hard()
     gate: Gate = Gate()
     control: Literal["swapped", "relabelled", "shuffled"] | None = None
-    """Negative control, to measure what a method gains from invalid pairs: `swapped` exchanges chosen and rejected for
-    a random half of the records, `relabelled` maps every label to the name of another one, `shuffled` shows the student
-    the image of another record of the split, in training and evaluation."""
+    """Negative control, which measures what a method gains from invalid pairs; null: none. `swapped` exchanges chosen
+    and rejected for a random half of the records, `relabelled` maps every label to the name of another one, `shuffled`
+    shows the student the image of another record of the split, in training and evaluation."""
 
 
 @settings
@@ -273,19 +272,19 @@ class EvaluateResources(Resources):
 
 @settings
 class Harness:
-    """Benchmarks beside the task for base and aligned student, by lm-evaluation-harness (extra `harness`)."""
+    """General benchmarks for base and aligned student, by lm-evaluation-harness (extra `harness`)."""
 
     tasks: tuple[str, ...]
     """Names of harness tasks, groups or tags; most load their data from the Hugging Face Hub."""
     folder: str | None = None
-    """Folder with your own tasks (YAML), on every machine of the cluster; the harness's own are then not available.
-    Code that they reference (`!function`) is executed."""
+    """Folder with your own tasks (YAML), on every node of the cluster; the harness's own are then not available. Code
+    that they reference (`!function`) is executed."""
     limit: int | None = None
     """Number of questions per task, the first ones; null: all."""
     num_fewshot: int | None = None
     """Number of few-shot examples; null: the task's own default."""
     apply_chat_template: bool = False
-    """Format questions with the student's chat template instead of plain text."""
+    """True for questions in the student's chat template, false for plain text."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -296,10 +295,6 @@ class Harness:
             raise ValueError(f"num_fewshot must not be negative, got {self.num_fewshot}")
 
 
-METRIC_SECTIONS = ("retrieval", "general")
-"""Keys of the metrics in the manifest of `evaluate` under which there is no method but a section of its own."""
-
-
 @settings
 class Evaluate:
     """Comparison of base and aligned student on held-out records."""
@@ -308,9 +303,9 @@ class Evaluate:
     """Split to evaluate on; a sweep compares its trials on `validation`, so that `test` stays unseen."""
     generation: Generation = Generation()
     retrieval: Retrieval | None = None
-    """Also answer with retrieved passages ahead of each note (RAG), as additional methods."""
+    """Retrieved passages ahead of each note (RAG), as additional methods; null: none."""
     harness: Harness | None = None
-    """Also run benchmarks beside the task, to measure what alignment costs."""
+    """General benchmarks, which measure what alignment costs; null: none."""
     confidence: float = 0.95
     """Confidence level of the bootstrap intervals, 0 to 1."""
     resamples: int = 1000

@@ -1,4 +1,7 @@
-"""Stages: one module each, in the order of `STAGES`. Importing this package loads nothing else."""
+"""Stages: one module each, in the order of `STAGES`. Importing this package loads nothing else.
+
+Tested by tests/test_plan.py.
+"""
 
 STAGES = {
     "prepare": "Read records, choose labels, split by group.",
@@ -19,4 +22,4 @@ STAGES = {
     "evaluate": "Compute the metrics of every method on the held-out records.",
     "report": "Write the report of the run.",
 }
-"""Name of each stage, and what it does. A run has those that its spec asks for (`mint_ray.plan`)."""
+"""Name of each stage, and what it does. A run has those that its spec requires (`mint_ray.plan`)."""

@@ -1,4 +1,4 @@
-"""Run benchmarks beside the task on a student, by lm-evaluation-harness (an optional dependency)."""
+"""Run general benchmarks on a student with lm-evaluation-harness (an optional dependency)."""
 
 from __future__ import annotations
 

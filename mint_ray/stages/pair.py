@@ -124,7 +124,7 @@ def check_gate(gate: Gate, measured: dict[str, float]) -> None:
 
 
 def sample_pairs(pairs: Artifact, count: int) -> list[PreferencePair]:
-    """Return at most `count` training pairs, evenly spaced over the table; always the same ones."""
+    """Return at most `count` training pairs, evenly spaced over the table; the same ones at each call."""
     files = pairs.table_files("train")
     ends = list(accumulate(file.rows or 0 for file in files))
     total = ends[-1]

@@ -96,7 +96,7 @@ class RetrieverActor:
         return PartResult(path=part.path, rows=len(rows), files=[file], counts={"records": len(rows)})
 
     def search(self, record_ids: Sequence[str], notes: Sequence[str]) -> list[Retrieved]:
-        """Return the documents of each record; the note is the whole query."""
+        """Return the documents of each record; the note alone is the query."""
         return [
             Retrieved(
                 record_id=record_id,

@@ -163,7 +163,7 @@ class TeacherActor:
         rows = [_validate(row) for row in rows]
         ok = next((index for index, row in enumerate(rows) if row.status == "ok"), None)
         if ok is not None:
-            # a copy, as a view would keep the images of the whole part in Ray's object store
+            # a copy, as a view would keep all images of the part in Ray's object store
             image = None if images is None else [_copy(images[ok])]
             self.last_scored = [records[ok]], image
         return rows

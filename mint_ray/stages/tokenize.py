@@ -28,7 +28,7 @@ from mint_ray.trainers.tokenization import tokenize_pairs as to_tokens
 logger = logging.getLogger("mint_ray")
 
 ROWS_PER_PART = 1_024
-"""Maximum number of records per part of the output; a training worker holds a few parts at a time."""
+"""Maximum number of records per part of the output; a training worker has a few parts in memory at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +56,7 @@ def tokenize_pairs(root: str, config: Train, pairs: Artifact, built: Artifact | 
     """Write tables `train` and `validation` of `TokenizedRecord`, part by part on the workers.
 
     For an objective with a reference model, the rows have each completion's log-probability under the base student.
-    `built` is the output of `build_vlm` that holds the student, if it was built. Raises UserError if no training record
+    `built` is the output of `build_vlm` with the student, if it was built. Raises UserError if no training record
     is left, and if the pairs of a record are in two parts.
     """
     artifact = lineage.tokenize(root, config, pairs, built)

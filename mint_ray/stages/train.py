@@ -40,7 +40,7 @@ ADAPTER, OUTCOME, TENSORBOARD = "adapter", "outcome.json", "tensorboard"
 OnEvaluation = Callable[[str, int, dict[str, Any]], None]
 """Callback: name of the run below `RUNS`, step, metrics by their name in the log (`eval_loss`)."""
 GROUP = "placement_group"
-"""Key beside the metrics of a validation: hex id of the workers' placement group; not in the stored log."""
+"""Additional key of a validation's metrics: hex id of the workers' placement group; not in the stored log."""
 
 
 def train_student(
@@ -50,10 +50,10 @@ def train_student(
     built: Artifact | None = None,
     on_evaluation: OnEvaluation | None = None,
 ) -> Artifact:
-    """Write folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with the whole log.
+    """Write folder `adapter` (safetensors, tokenizer) of the best checkpoint, and `outcome.json` with the full log.
 
     An interrupted run resumes from its last checkpoint when the same config is run again, also with another number of
-    workers. `built` is the output of `build_vlm` that holds the student, if it was built. `on_evaluation` is called
+    workers. `built` is the output of `build_vlm` with the student, if it was built. `on_evaluation` is called
     once for each validation, in order of steps, in a thread of this process; also for those of earlier attempts, and
     for all of them at once if the student is already trained.
     """
