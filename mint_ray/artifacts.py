@@ -125,7 +125,7 @@ class Artifact:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is a manifest: it is written last, so its presence means that the stage is complete."""
+        """True if there is a manifest: it is written last, so its presence means that the stage is complete."""
         return storage.exists(storage.join(self.uri, MANIFEST))
 
     @functools.cached_property

@@ -19,7 +19,8 @@ from mint_ray.metrics.methods import read_methods
 from mint_ray.pipeline import check_pipeline
 from mint_ray.plan import PlannedStep, explain_plan
 from mint_ray.records import Method
-from tests.stages.tasks import save_local_task
+from tests.cli.commands import FRAMEWORKS, imported_by
+from tests.stages.inputs import save_harness_task
 from tests.tiny import save_tiny_student
 
 pytestmark = pytest.mark.ray
@@ -125,9 +126,11 @@ def test_a_plan_says_what_a_change_runs_again_and_why(spec: Path, first: dict[st
 
 def test_a_second_run_executes_no_stage(spec: Path, first: dict[str, Any]) -> None:
     before = modified(first)
-    again = outcome("run", str(spec), "--root", str(spec.parent / "out"))
+    done, modules = imported_by("run", str(spec), "--root", str(spec.parent / "out"), "--json")
+    again = json.loads(done.stdout.splitlines()[-1])
     assert again["artifacts"] == first["artifacts"]
     assert modified(again) == before
+    assert not modules & FRAMEWORKS
 
 
 @pytest.mark.slow
@@ -243,7 +246,7 @@ def test_students_answer_with_passages_and_run_benchmarks(
     spec: Path, first: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    tasks = save_local_task(tmp_path / "tasks")
+    tasks = save_harness_task(tmp_path / "tasks")
     root = spec.parent / "out"
     arguments = [
         "evaluate.retrieval={max_passages: 2, max_passage_words: 12, adaptive: true}",

@@ -1,6 +1,6 @@
 """Students on workers: actors that answer prompts, or rank labels, for parts of the records.
 
-Shared by the stages `answer` and `rank`.
+Shared by the stages `answer` and `rank`. Tested by tests/stages/test_answer.py and tests/stages/test_rank.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch
 
 from mint_ray import storage
-from mint_ray.artifacts import Artifact, Draft, File, read_part
+from mint_ray.artifacts import Artifact, Draft, PartResult, read_part
 from mint_ray.config.loader import UserError
 from mint_ray.config.stages import EvaluateResources
 from mint_ray.images import ImageError, read_images_ahead
@@ -27,7 +27,7 @@ from mint_ray.lineage import AnswerRequest, resolve_student
 from mint_ray.models.vision_processor import FRAME, ProcessedImage
 from mint_ray.records import Label, Message, Prediction, Record, from_table
 from mint_ray.retrievers.passages import ChosenPassages, prepend_passages
-from mint_ray.runtime.map_parts import actor_pool, map_parts
+from mint_ray.runtime.map_parts import Part, actor_pool, map_parts
 from mint_ray.students.constrained_decoding import AllowedAnswers
 from mint_ray.students.generation import StudentGenerator
 from mint_ray.tasks import Task, build_task
@@ -43,28 +43,11 @@ same to the run that resumes them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RecordsRange:
+class RecordsRange(Part):
     """Rows of one part of the records: the work of one task."""
 
-    path: str
-    """Part that is written, relative to the artifact."""
-    uri: str
-    """Part of the records that is read."""
     start: int
     """First row."""
-    rows: int
-    """Number of rows, of any split."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AnsweredPart:
-    """The answers of one range of records, as the driver sees them."""
-
-    path: str
-    answers: int
-    files: list[File]
-    dropped: dict[str, int]
-    """Answers that could not be parsed, by reason."""
 
 
 def answer_parts(
@@ -82,7 +65,6 @@ def answer_parts(
             path=f"answers/{file.path.removeprefix('records/').removesuffix('.parquet')}-{number:03d}.parquet",
             uri=records.file_uri(file.path),
             start=start,
-            rows=RECORDS_PER_PART,
         )
         for file in records.table_files("records")
         for number, start in enumerate(range(0, max(file.rows or 0, 1), RECORDS_PER_PART))
@@ -91,11 +73,9 @@ def answer_parts(
     total = sum(counts[f"records_{split}"] for split in request.splits)
     progress = Progress(f"{artifact.stage} ({request.method.title})", total, "records")
     workers = actor_pool(StudentActor, (artifact, request, labels, resources), resources)
-    for part in map_parts(artifact, ranges, AnsweredPart, workers):
-        progress.advance(part.answers)
-        draft.placed += part.files
-        draft.counts["answers"] += part.answers
-        draft.dropped.update(part.dropped)
+    for part in map_parts(artifact, ranges, PartResult, workers):
+        progress.advance(part.counts["answers"])
+        draft.add_part(part)
 
 
 def check_names(task: Task) -> None:
@@ -135,9 +115,9 @@ class StudentActor:
         self.batch_size = resources.batch_size
         self.columns = dataclasses.asdict(request.method)
 
-    def work(self, part: RecordsRange) -> AnsweredPart:
+    def work(self, part: RecordsRange) -> PartResult:
         """Answer and write one part."""
-        table = read_part(part.uri).slice(part.start, part.rows)
+        table = read_part(part.uri).slice(part.start, RECORDS_PER_PART)
         records = from_table(Record, table.filter(pc.is_in(table["split"], value_set=pa.array(self.request.splits))))
         prompts = [self.task.prompt(record) for record in records]
         if self.request.passages:
@@ -149,7 +129,8 @@ class StudentActor:
         rows = self._answer_images(cases) if self.task.show_image else self._answer(cases, None)
         file, rows = self.artifact.write_part_once(part.path, Prediction, rows)
         dropped = Counter(row.reason for row in rows if row.reason)
-        return AnsweredPart(path=part.path, answers=len(rows), files=[file], dropped=dict(dropped))
+        counts = {"answers": len(rows)}
+        return PartResult(path=part.path, rows=len(table), files=[file], counts=counts, dropped=dict(dropped))
 
     def _answer_images(self, cases: Sequence[Case]) -> list[Prediction]:
         """Answer prompts with images, which are decoded ahead of the batch; an unreadable image is not answered."""
