@@ -60,7 +60,7 @@ def across_borders() -> PreTrainedTokenizerFast:
 
 
 def pieces() -> PreTrainedTokenizerFast:
-    """As SentencePiece: spaces belong to the words, and unknown characters are encoded as bytes."""
+    """BPE in SentencePiece style: spaces belong to the words, and unknown characters are encoded as bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     tokenizer.decoder = decoders.Sequence([

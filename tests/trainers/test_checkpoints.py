@@ -99,6 +99,15 @@ def test_a_checkpoint_contains_the_trained_weights_and_no_pickle(tmp_path):
     assert all("lora_" in name for name in names)
 
 
+def test_zero_saves_the_moments_of_every_parameter_group(tmp_path):
+    # norms are not decayed, so they are the second group of AdamW
+    resources = TrainResources(per_device_train_batch_size=2, zero_stage=2)
+    train_on_workers(1, tmp_path, CONFIG, resources, stop_after=2, **SHAPE)
+    stored = load_file(tmp_path / "rank-0" / "checkpoint-2" / "state" / "part-00000.safetensors")
+    kinds = {key.partition(":")[0] for key in stored if key.endswith("model.norm.weight")}
+    assert len(kinds) == 3
+
+
 @pytest.mark.slow
 def test_runs_resume_from_two_workers_on_one_and_between_zero_stages(tmp_path: Path, uninterrupted):
     result, weights = uninterrupted
