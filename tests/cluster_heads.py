@@ -51,8 +51,12 @@ class Head:
         """Start a node that joins this head, in a process with its own environment."""
         variables = self.environment | (environment or {})
         deadline = time.monotonic() + START_SECONDS
+        # as on a machine of its own: nodes that share a folder overwrite each other's copies of a job's working directory
+        temp_dir = tempfile.mkdtemp(prefix="n", dir=self.folder)
         while True:
-            start = ["start", f"--address={self.ip}:{self.port}", *_agent_ports(), *options]
+            start = [
+                "start", f"--address={self.ip}:{self.port}", f"--temp-dir={temp_dir}", *_agent_ports(), *options,
+            ]  # fmt: skip
             try:
                 return self.stack.enter_context(_running(start, variables, self.folder / "node.log", self.within))
             except RuntimeError:
