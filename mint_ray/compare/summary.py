@@ -50,7 +50,7 @@ def summarize_comparison(
     labels, record_rows = records.rows(Label, "labels"), records.rows(Record, "records")
     task = build_task(config.task, labels, config.pair.sampler.top)
     near_duplicates = find_near_duplicates(record_rows, task, config.near_duplicate_threshold)
-    statistics_ = Statistics(config, labels, record_rows)
+    stats = Statistics(config, labels, record_rows)
     completed = {plan.name: plan for plan in plans if plan.name not in failed}
     rows = collect_runs(list(completed.values()), runs)
     # the teacher's ranking of the spec itself, not that of a method with another teacher
@@ -61,14 +61,14 @@ def summarize_comparison(
     return ComparisonSummary(
         title=config.title,
         rows=[
-            *(_row(row, completed.get(row.name or ""), runs, statistics_.estimate(row.runs, rankings)) for row in rows),
+            *(_row(row, completed.get(row.name or ""), runs, stats.estimate(row.runs, rankings)) for row in rows),
             *(_failed_row(plan, failed[plan.name]) for plan in plans if plan.name in failed),
         ],
         metric=config.metric,
         confidence=config.evaluate.confidence,
-        tests=statistics_.compare(students, config.metric, config.reference),
-        subgroups={subgroup: len(members) for subgroup, members in statistics_.subgroups.items()},
-        confusions=statistics_.confusions(students),
+        tests=stats.compare(students, config.metric, config.reference),
+        subgroups={subgroup: len(members) for subgroup, members in stats.subgroups.items()},
+        confusions=stats.confusions(students),
         disagreements=find_disagreements(rows, task, record_rows, config.pair.sampler.top),
         near_duplicates=near_duplicates,
         counts=dict(records.manifest.counts),
@@ -172,11 +172,11 @@ def find_disagreements(
 
 
 def _row(
-    row: MethodRuns, plan: MethodPlan | None, runs: Mapping[str, Sequence[Done]], statistics_: Mapping[str, Any]
+    row: MethodRuns, plan: MethodPlan | None, runs: Mapping[str, Sequence[Done]], estimated: Mapping[str, Any]
 ) -> ComparisonRow:
     if plan is None:
         role: Role = "ceiling" if row.method.student == "teacher" else "baseline"
-        return ComparisonRow(name=None, method=row.method, role=role, runs=len(row.runs), **statistics_)
+        return ComparisonRow(name=None, method=row.method, role=role, runs=len(row.runs), **estimated)
     is_trained = plan.student == "aligned"
     return ComparisonRow(
         name=row.name,
@@ -186,7 +186,7 @@ def _row(
         differences=plan.differences,
         cost=_cost(plan, runs[plan.name]) if is_trained else None,
         log_history=read_outcome(runs[plan.name][0]["train"])["log_history"] if is_trained else [],
-        **statistics_,
+        **estimated,
     )
 
 

@@ -13,7 +13,6 @@ from mint_ray.reports.formatting import (
     find_k,
     format_changes,
     format_number,
-    format_seconds,
     metric_title,
 )
 from mint_ray.reports.tables import Table, escape, make_table
@@ -213,10 +212,10 @@ def trial_table(sweep: SweepSummary) -> Table:
 def trials_sentence(sweep: SweepSummary) -> str:
     """Return the numbers of trials and their cost in one sentence."""
     states = ", ".join(f"{count} {STATES.get(state, state)}" for state, count in sweep.states.items())
-    cost = format_seconds(sum(trial.worker_seconds for trial in sweep.trials))
+    cost = sum(trial.worker_seconds for trial in sweep.trials)
     saved = sweep.saved_seconds
-    pruning = "" if saved is None else f"; pruning saved about {format_seconds(max(saved, 0.0))}"
-    return f"{len(sweep.trials)} trials: {states}. Total cost {cost} of {sweep.unit}{pruning}."
+    pruning = "" if saved is None else f"; pruning saved about {max(saved, 0.0):,.0f}"
+    return f"{len(sweep.trials)} trials: {states}. Total cost {cost:,.0f} {sweep.unit}{pruning}."
 
 
 def render_terminal(sweep: SweepSummary) -> str:

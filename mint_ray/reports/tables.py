@@ -134,7 +134,7 @@ def _fitting_columns(table: Table) -> Iterator[list[int]]:
     """Yield the columns of each part of a table that is too wide for a terminal; text columns are in every part."""
     numbers = [index for index, column in enumerate(table.columns) if column.is_number]
     others = [index for index, column in enumerate(table.columns) if not column.is_number]
-    widest = max((len(str(row[index])) for row in table.rows for index in numbers), default=1)
+    widest = max((_min_width(table, index) for index in numbers), default=1)
     count = max(1, (WIDTH - MIN_LABEL_WIDTH) // (widest + 2))
     for start in range(0, len(numbers) or 1, count):
         yield sorted([*others, *numbers[start : start + count]])
@@ -144,13 +144,17 @@ def _rich_table(table: Table, columns: Sequence[int]) -> RichTable:
     rendered = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for index in columns:
         column = table.columns[index]
-        widest = max((len(str(row[index])) for row in table.rows), default=0)
         rendered.add_column(
             column.heading,
             justify="right" if column.is_number else "left",
-            min_width=widest if column.is_number else None,
+            min_width=_min_width(table, index) if column.is_number else None,
             overflow="fold",
         )
     for row in table.rows:
         rendered.add_row(*(str(row[index]) for index in columns))
     return rendered
+
+
+def _min_width(table: Table, index: int) -> int:
+    """Return the width in which neither a cell of a column nor a word of its heading is broken."""
+    return max(map(len, [*table.columns[index].heading.split(), *(str(row[index]) for row in table.rows)]))

@@ -62,7 +62,9 @@ def summarize_run(config: PipelineConfig, done: Mapping[str, Artifact]) -> RunSu
     }
     truth = {record_id: row.label_id or "" for record_id, row in records.items()}
     name = {label.label_id: label.name for label in labels}
-    base, aligned = _compared_answers(config, evaluate.rows(Prediction, "predictions"))
+    predictions = evaluate.rows(Prediction, "predictions")
+    base = [row for row in predictions if row.method == Method(student="base")]
+    aligned = [row for row in predictions if row.method == Method(student="aligned")]
     k = effective_k(top)
     before, after = count_label_hits(base, truth, k), count_label_hits(aligned, truth, k)
     return RunSummary(
@@ -85,7 +87,7 @@ def summarize_run(config: PipelineConfig, done: Mapping[str, Artifact]) -> RunSu
             for label_id in after
         ],
         transitions=count_transitions(base, aligned, truth, k),
-        examples=_examples(task, records, base, aligned, top),
+        examples=_examples(task, records, base, aligned),
         notes=[
             f"Every method names {top} labels, including the teacher; top-{k} accuracy counts the first {k} of them.",
             *source_notes(config.prepare),
@@ -123,37 +125,19 @@ def source_notes(config: Prepare) -> list[str]:
     return notes
 
 
-def _compared_answers(
-    config: PipelineConfig, predictions: Sequence[Prediction]
-) -> tuple[list[Prediction], list[Prediction]]:
-    """Return the answers of base and aligned student without retrieval, in free text if this mode was evaluated."""
-    modes = config.evaluate.generation.modes
-    mode = "free" if "free" in modes else modes[0]
-    base, aligned = Method(student="base", mode=mode), Method(student="aligned", mode=mode)
-    return [row for row in predictions if row.method == base], [row for row in predictions if row.method == aligned]
-
-
 def _examples(
-    task: Task,
-    records: Mapping[str, Record],
-    base: Sequence[Prediction],
-    aligned: Sequence[Prediction],
-    length: int,
+    task: Task, records: Mapping[str, Record], base: Sequence[Prediction], aligned: Sequence[Prediction]
 ) -> list[Example]:
-    """Return the first records with both answers; of a ranking, the first `length` labels are shown."""
+    """Return the first records with both answers."""
     name = {label.label_id: label.name for label in task.labels}
-
-    def text_of(answer: Prediction) -> str:
-        return answer.text or "\n".join(name.get(label_id, label_id) for label_id in answer.labels[:length])
-
-    before = {row.record_id: text_of(row) for row in base}
+    before = {row.record_id: row.text for row in base}
     return [
         Example(
             record_id=row.record_id,
             prompt=task.note(records[row.record_id]),
             truth=name[records[row.record_id].label_id or ""],
             base=before[row.record_id],
-            aligned=text_of(row),
+            aligned=row.text,
         )
         for row in sorted(aligned, key=lambda row: row.record_id)[:MAX_EXAMPLES]
     ]

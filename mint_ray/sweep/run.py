@@ -127,10 +127,6 @@ def check_sweep(config: SweepConfig) -> None:
         close = difflib.get_close_matches(sweep.metric, METRICS, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(METRICS)}"
         raise UserError(f"sweep.metric: got {sweep.metric!r}; {hint}")
-    if EVALUATED.mode not in config.evaluate.generation.modes:
-        raise UserError(
-            "evaluate.generation.modes: must contain free in a sweep, which compares trials by free answers"
-        )
     if config.prepare.splits.validation == 0:
         raise UserError("sweep: prepare.splits.validation is 0, and trials are evaluated on that split")
     if SEED_PATH in sweep.space and sweep.num_seeds:

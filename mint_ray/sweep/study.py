@@ -107,7 +107,7 @@ class AskAndTell:
         return asked
 
     def report(self, number: int, run: str, step: int, value: float, seconds: float) -> bool:
-        """Record a validation during training; return True if the trial is pruned, which the study is then told.
+        """Record a validation during training; return True, after telling the study, if the trial is pruned.
 
         Args:
             number: Number of the trial.

@@ -78,7 +78,7 @@ def test_a_comparison_shares_artifacts_reports_failures_and_does_not_run_twice(s
     }  # fmt: skip
     measured = [(row["name"], row["student"]) for row in found["metrics"]["methods"]]
     assert measured == [(None, "teacher"), (None, "base"), ("orpo", "aligned"), ("sft, renamed", "aligned")]
-    assert found["failed"] == {"hopeless": "pair.sampler: margin drew no pair from 48 rankings"}
+    assert found["failed"] == {"hopeless": "pair.sampler: margin drew no pair from 48 records"}
     assert "failed: hopeless: pair.sampler: margin drew no pair" in first.stdout
     assert verify(found["report"]) == []
 

@@ -118,7 +118,7 @@ ALIGNED = Method(student="aligned")
 KEYS = ["base", "orpo/free", "sft/free", "sft on the truth/free", "dpo/free", "orpo, labels renamed/free"]
 
 COMPARISON = ComparisonSummary(
-    title="Aligned by ORPO, or otherwise",
+    title="ORPO and other methods",
     rows=[
         row(None, Method(student="teacher"), "ceiling", 0.8),
         row(None, Method(student="teacher", ablated="face"), "ceiling", 0.7),

@@ -126,7 +126,7 @@ def test_the_study_agrees_with_the_artifacts_and_the_teacher_scored_once(spec: P
 
 def test_a_failed_trial_is_in_the_table_with_its_error(swept: dict[str, Any]) -> None:
     assert swept["stdout"].count("failed: ") == 2
-    assert "no record to train on has 8 tokens or fewer" in (Path(swept["report"]) / "report.html").read_text()
+    assert "no training record has 8 tokens or fewer" in (Path(swept["report"]) / "report.html").read_text()
 
 
 def test_only_the_default_and_the_winner_are_evaluated_on_the_test_split(spec: Path, swept: dict[str, Any]) -> None:
