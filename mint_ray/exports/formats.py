@@ -71,9 +71,7 @@ def to_distilabel(pair: PreferencePair) -> dict[str, Any]:
     (distilabel.argilla.io, components gallery).
     """
     if pair.image_uri is not None:
-        raise UserError(
-            f"record {pair.record_id!r}: the prompt has an image, and distilabel has no column for it"
-        )
+        raise UserError(f"record {pair.record_id!r}: the prompt has an image, and distilabel has no column for it")
     prompt = next((turn.content for turn in pair.prompt if turn.role == "user"), None)
     if prompt is None:
         raise UserError(f"record {pair.record_id!r}: prompt: no user turn")
