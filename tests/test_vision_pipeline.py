@@ -191,11 +191,11 @@ def test_records_without_a_readable_image_are_not_answered(folder: Path, tmp_pat
         artifact = open_artifact(str(tmp_path), "answer", request.settings(), {})
         actor = StudentActor(artifact, request, labels, settings.evaluate.resources)
         uri = records.file_uri(records.table_files("records")[0].path)
-        made = actor.work(RecordsRange(path="answers/part.parquet", uri=uri, start=0, rows=4))
+        made = actor.work(RecordsRange(path="answers/part.parquet", uri=uri, start=0))
         rows = from_table(Prediction, read_part(artifact.file_uri("answers/part.parquet")))
         assert [row.record_id for row in rows] == ["r0", "r1", "r2", "r3"]
         assert [row.reason for row in rows][1:3] == ["image_missing", "no_image"]
-        assert made.answers == 4
+        assert made.counts["answers"] == 4
         assert made.dropped["image_missing"] == made.dropped["no_image"] == 1
         if mode == "rank":
             assert [len(row.labels) for row in rows] == [3, 0, 0, 3]

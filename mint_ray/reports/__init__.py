@@ -1,4 +1,7 @@
-"""Reports: one summary of a run, a comparison or a sweep, rendered as plain text, Markdown and one HTML page."""
+"""Reports: one summary of a run, a comparison or a sweep, rendered as plain text, Markdown and one HTML page.
+
+Tested by tests/reports/test_text.py and tests/reports/test_run_page.py.
+"""
 
 from __future__ import annotations
 
