@@ -19,11 +19,16 @@ from mint_ray.stages import STAGES
 def plan(stage: str, as_json: bool, **given: Any) -> None:
     """Print the stages of SPEC in order: which are complete, which will run, and why.
 
-    Nothing is run, and nothing is written.
+    Of a comparison or a sweep, the plan is that of the spec itself, without methods or search space. Nothing is run,
+    and nothing is written.
     """
-    config = load_spec(**given)
-
+    from mint_ray.config.loader import read_yaml
+    from mint_ray.config.specs import config_class
     from mint_ray.plan import explain_plan
+
+    keys = read_yaml(given["spec"])
+    verb = "compare" if "methods" in keys else "sweep" if "sweep" in keys else "run"
+    config = load_spec(**given, cls=config_class(verb))
 
     steps = explain_plan(config, stage)
     if as_json:

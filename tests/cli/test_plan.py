@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from mint_ray.artifacts import open_artifact
@@ -38,3 +39,19 @@ def test_a_complete_step_is_planned_as_complete(folder: Path, tmp_path: Path) ->
     steps = json.loads(done.stdout.splitlines()[-1])
     assert [(step["key"], step["state"]) for step in steps] == [("prepare", "complete"), ("fit", "run")]
     assert steps[0]["artifact"] == prepare.uri
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        "methods: {dpo: {train.trainer.objective: {kind: dpo}}}",
+        "sweep: {space: {train.student.lora_rank: {kind: int, low: 2, high: 8}}}",
+    ],
+    ids=["comparison", "sweep"],
+)
+def test_a_comparison_or_a_sweep_is_planned_as_the_run_of_its_spec(folder: Path, tmp_path: Path, section: str) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(f"{write_spec(folder, '{kind: hpo}').read_text()}\n{section}\n")
+    done = CliRunner().invoke(cli, ["plan", str(spec), "--root", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert [step["key"] for step in json.loads(done.stdout.splitlines()[-1])] == KEYS
