@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mint_ray import lineage, storage
 from mint_ray.artifacts import MANIFEST, RUNS, Artifact, Manifest, find_artifact, read_manifest
-from mint_ray.config.loader import UserError
+from mint_ray.config.loader import UserError, iter_leaves
 from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.lineage import AnswerRequest, EvaluationInputs
 from mint_ray.records import Method
@@ -226,7 +226,7 @@ class _Steps:
 
 
 def _differences(earlier: Manifest, artifact: Artifact, reads: set[str]) -> list[str]:
-    before, after = dict(_leaves(earlier.config)), dict(_leaves(artifact.config))
+    before, after = dict(iter_leaves(earlier.config)), dict(iter_leaves(artifact.config))
     changes = [
         f"{path}: {before.get(path, 'not set')!r} -> {after.get(path, 'not set')!r}"
         for path in dict.fromkeys([*before, *after])
@@ -237,11 +237,3 @@ def _differences(earlier: Manifest, artifact: Artifact, reads: set[str]) -> list
         for role in dict.fromkeys([*earlier.inputs, *artifact.inputs])
         if earlier.inputs.get(role) != artifact.inputs.get(role) and artifact.inputs.get(role) not in reads
     ]
-
-
-def _leaves(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mint_ray.config.comparison import ComparisonConfig
-from mint_ray.config.loader import UserError, replace, without_resources
+from mint_ray.config.loader import UserError, iter_leaves, replace, without_resources
 from mint_ray.config.pipeline import PipelineConfig
 from mint_ray.records import Method
 from mint_ray.reports.comparison import Role
@@ -91,7 +91,7 @@ def _with_seed(config: PipelineConfig, seed: int) -> PipelineConfig:
 
 def _differences(shared: PipelineConfig, changed: PipelineConfig) -> list[str]:
     """Return the dotted paths of settings that must be equal but differ, in the order of the config."""
-    before, after = dict(_leaves(without_resources(shared))), dict(_leaves(without_resources(changed)))
+    before, after = dict(iter_leaves(without_resources(shared))), dict(iter_leaves(without_resources(changed)))
     missing = object()
     return [
         path
@@ -99,11 +99,3 @@ def _differences(shared: PipelineConfig, changed: PipelineConfig) -> list[str]:
         if before.get(path, missing) != after.get(path, missing)
         and (path in SHARED or not any(path == compared or path.startswith(f"{compared}.") for compared in COMPARED))
     ]
-
-
-def _leaves(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

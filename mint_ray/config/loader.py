@@ -135,6 +135,15 @@ def dump(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], _adapter(type(config)).dump_python(config, mode="json"))
 
 
+def iter_leaves(data: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every leaf of a dumped config; an empty section is a leaf."""
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from iter_leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def replace(config: T, changes: Mapping[str, Any]) -> T:
     """Return a copy of `config` with the values at dotted paths changed, validated as if loaded. Raises UserError."""
     data = _with_source(dump(config), "config")

@@ -1,4 +1,4 @@
-"""What every sampler must do; `test_conformance.py` calls it with all of them."""
+"""Checks that every sampler must pass; `test_conformance.py` runs them on each."""
 
 from __future__ import annotations
 

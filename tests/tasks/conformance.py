@@ -1,4 +1,4 @@
-"""What every task must do; `test_conformance.py` calls it with all of them."""
+"""Checks that every task must pass; `test_conformance.py` runs them on each."""
 
 from __future__ import annotations
 
